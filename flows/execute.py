@@ -1,0 +1,117 @@
+"""Doing what a flow says: a `run` that finds, resumes or computes each step."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from pydantic import BaseModel
+
+from flows.plan import Absent, StepHistory
+from storage.artifact import Artifact
+from tasks.stage import Context, Stage, StageResult, look_up, run_stage
+
+log = logging.getLogger(__name__)
+
+
+class CannotRun(ValueError):
+    """The steps asked for cannot be run alone; the message says what is missing."""
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Which steps to run.
+
+    Attributes:
+        only: compute these alone; what they need must be there. Empty is all.
+        start: compute these and all that lies below them, although they are there.
+        force: compute these although they are there.
+    """
+
+    only: frozenset[str] = frozenset()
+    start: frozenset[str] = frozenset()
+    force: frozenset[str] = frozenset()
+
+    def require_known(self, steps: Mapping[str, Any]) -> None:
+        """Check the names.
+
+        Raises:
+            CannotRun: one is not a step of the recipe.
+        """
+        unknown = sorted((self.only | self.start | self.force) - set(steps))
+        if unknown:
+            raise CannotRun(f"{', '.join(unknown)} must be a step of this recipe; its steps are {', '.join(steps)}")
+
+
+Around = Callable[[str, Callable[[], StageResult[Any]]], StageResult[Any]]
+
+
+def directly(_step: str, call: Callable[[], StageResult[Any]]) -> StageResult[Any]:
+    """Run a step in this very process, without an orchestrator."""
+    return call()
+
+
+@dataclass
+class Executor:
+    """A `run` for flows that does the work; afterwards `results` holds what each step gave.
+
+    Attributes:
+        around: how a step's call is made (directly, or as a task of an orchestrator).
+        on_start: told the name of a step before it.
+        on_done: told a step's result.
+    """
+
+    context: Context
+    history: StepHistory
+    selection: Selection
+    around: Around = directly
+    on_start: Callable[[str], None] = lambda step: None
+    on_done: Callable[[str, StageResult[Any]], None] = lambda step, result: None
+    results: dict[str, StageResult[Any]] = field(default_factory=dict)
+    _below: set[int] = field(default_factory=set)
+    _forced: set[str] = field(default_factory=set)
+
+    def __call__(self, step: str, stage: Stage[Any, Any], config: BaseModel, /, **inputs: Any) -> Artifact | Absent:
+        absent = sorted({given.step for given in inputs.values() if isinstance(given, Absent)})
+        if self.selection.only and step not in self.selection.only:
+            return self._found_or_absent(step, stage, config, inputs, absent)
+        if absent:
+            raise CannotRun(
+                f"--only {step} needs {', '.join(absent)}, which must be done and is not; run without --only, or with "
+                + " ".join(f"--only {name}" for name in [*absent, step])
+            )
+        result = self._compute(step, stage, config, inputs)
+        self.results[step] = result
+        self.history.note(step, result.artifact.key)
+        self.on_done(step, result)
+        if step in self.selection.start or self._is_below(inputs):
+            self._below.add(id(result.artifact))
+        return result.artifact
+
+    def _compute(
+        self, step: str, stage: Stage[Any, Any], config: BaseModel, inputs: dict[str, Any]
+    ) -> StageResult[Any]:
+        self.on_start(step)
+        force = step in self.selection.force | self.selection.start or self._is_below(inputs)
+        key = look_up(stage, config, inputs=inputs, runtime=self.context.runtime).key
+        # Two steps with one key are one computation, forced or not.
+        force = force and key not in self._forced
+        if force:
+            self._forced.add(key)
+        return self.around(
+            step,
+            lambda: run_stage(stage, config, inputs=inputs, context=self.context, step=step, force=force),
+        )
+
+    def _is_below(self, inputs: dict[str, Any]) -> bool:
+        return any(id(given) in self._below for given in inputs.values())
+
+    def _found_or_absent(
+        self, step: str, stage: Stage[Any, Any], config: BaseModel, inputs: dict[str, Any], absent: list[str]
+    ) -> Artifact | Absent:
+        if absent:
+            return Absent(step)
+        look = look_up(stage, config, inputs=inputs, runtime=self.context.runtime)
+        return look.find(self.context.store, self.context.recorder) or Absent(step)

@@ -1,0 +1,50 @@
+"""The pipeline as a Prefect flow: one task run a step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from prefect import flow
+from prefect.flows import Flow
+
+from flows.pipeline import RunRequest, open_pipeline
+from tasks.orchestration import ProgressArtifacts, as_task
+from tasks.reporting import Several, Silent
+from tasks.runtime import Runtime
+from tasks.stage import Reporter, StageResult
+
+DRAIN_SECONDS = 20
+
+
+def build_flow(
+    *,
+    reporter: Reporter,
+    on_start: Callable[[str], None] = lambda step: None,
+    on_done: Callable[[str, StageResult[Any]], None] = lambda step, result: None,
+) -> Flow[[RunRequest], None]:
+    """The flow, telling its progress to `reporter` as well as to Prefect."""
+
+    @flow(name="knowledge-transfer", flow_run_name="{request.recipe}", persist_result=False)
+    def knowledge_transfer_run(request: RunRequest) -> None:
+        """Run a recipe: what is there is reused, what was begun is resumed, the rest is computed."""
+        runtime = Runtime.load(data=request.data)
+        several = Several((reporter, ProgressArtifacts()))
+        open_pipeline(request, runtime=runtime, reporter=several).run(
+            around=as_task, on_start=on_start, on_done=on_done
+        )
+
+    return knowledge_transfer_run
+
+
+# What deployments point to.
+knowledge_transfer_run = build_flow(reporter=Silent())
+
+
+def drain() -> None:
+    """Wait until logs and events have reached the server: it may be stopped right after."""
+    from prefect.events.worker import EventsWorker
+    from prefect.logging.handlers import APILogWorker
+
+    APILogWorker.drain_all(timeout=DRAIN_SECONDS)
+    EventsWorker.drain_all(timeout=DRAIN_SECONDS)

@@ -1,0 +1,113 @@
+"""What the `graft` command shows on a terminal; plain lines where there is none."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from flows.plan import StepStatus
+from storage.reports import Report
+
+COLOURS = {"done": "green", "partial": "yellow", "stale": "magenta", "missing": "red", "waits": "dim"}
+
+
+class TerminalReporter:
+    """Shows the step that runs, with rate and time left, and a line for each step that is done."""
+
+    def __init__(self, console: Console, *, total_steps: int) -> None:
+        self._console = console
+        self._total = total_steps
+        self._done = 0
+        self._started = 0.0
+        self._task: TaskID | None = None
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[unit]}"),
+            TimeRemainingColumn(),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+        )
+
+    def __enter__(self) -> TerminalReporter:
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bar.stop()
+
+    def say(self, line: str) -> None:
+        """Print a line above the bar."""
+        self._console.print(line, soft_wrap=True, highlight=False)
+
+    def start(self, step: str) -> None:
+        """A step begins."""
+        self._started = time.monotonic()
+        if self._task is not None:
+            self._bar.remove_task(self._task)
+        self._task = self._bar.add_task(step, total=None, unit="")
+
+    def progress(self, step: str, *, done: int, total: int, unit: str) -> None:
+        """A step is so far."""
+        if self._task is not None:
+            self._bar.update(self._task, completed=done, total=total, unit=unit)
+
+    def done(self, step: str, result: Any) -> None:
+        """A step is done."""
+        self._done += 1
+        how = "reused" if result.reused else f"{time.monotonic() - self._started:.1f} s"
+        self.say(f"[{self._done:>2}/{self._total}] {step}: {how}".replace("[", "\\[", 1))
+
+
+def print_status(console: Console, steps: Mapping[str, StepStatus]) -> None:
+    """A table of what is known of each step."""
+    table = Table(box=None, pad_edge=False)
+    for column in ("step", "state", "done", "why"):
+        table.add_column(column, overflow="fold")
+    for name, step in steps.items():
+        percent = "" if step.percent is None else f"{step.percent:.0f} %"
+        table.add_row(name, f"[{COLOURS[step.state]}]{step.state}[/]", percent, step.reason)
+    console.print(table)
+
+
+def print_result(console: Console, steps: Mapping[str, StepStatus]) -> None:
+    """The result table, if the report is there; else what is not done."""
+    artifact = steps["write_report"].artifact
+    if not isinstance(artifact, Report):
+        print_status(console, steps)
+        return
+    tables = artifact.tables
+    scores = Table(title="accuracy on test images, % (95 % interval)", box=None, title_justify="left", pad_edge=False)
+    names = list(dict.fromkeys((row["task"], row["score"]) for row in tables["scores"]))
+    scores.add_column("encoder")
+    for task, score in names:
+        scores.add_column(f"{task}: {score}", justify="right")
+    for encoder in dict.fromkeys(row["encoder"] for row in tables["scores"]):
+        own = {(row["task"], row["score"]): row for row in tables["scores"] if row["encoder"] == encoder}
+        scores.add_row(encoder, *(_score(own.get(name)) for name in names))
+    console.print(scores)
+    differences = Table(title="student minus ..., paired", box=None, title_justify="left", pad_edge=False)
+    for column in ("task", "score", "against", "difference", "95 % interval", ""):
+        differences.add_column(column)
+    for row in tables["differences"]:
+        interval = f"{100 * row['low']:+.1f} to {100 * row['high']:+.1f}"
+        verdict = ("better" if row["difference"] > 0 else "worse") if row["shown"] else "not shown"
+        differences.add_row(
+            row["task"], row["score"], row["against"], f"{100 * row['difference']:+.1f}", interval, verdict
+        )
+    console.print(differences)
+    console.print(f"report: {artifact.page}", soft_wrap=True, highlight=False)
+
+
+def _score(row: dict[str, Any] | None) -> str:
+    return "" if row is None else f"{100 * row['value']:.1f} ({100 * row['low']:.1f} to {100 * row['high']:.1f})"

@@ -1,0 +1,1 @@
+"""Networks, their losses and their probes: computation only, no files and no flows."""

@@ -1,0 +1,1 @@
+"""Pretext methods, one file each: `method: foo` in a recipe finds models/pretext/foo.py."""

@@ -1,0 +1,1 @@
+"""Keep: bytes in, bytes out. Knows no model."""

@@ -1,0 +1,146 @@
+"""The only door to Zarr: sharded arrays whose every write goes through the folder's door."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import zarr
+from zarr.abc.store import ByteRequest
+from zarr.codecs import BytesCodec, Crc32cCodec
+from zarr.core.buffer import Buffer
+from zarr.storage import LocalStore, WrapperStore
+
+from storage.errors import CorruptFile
+from storage.folder import FileRecord, Folder
+
+# Zarr reads a whole inner chunk; 8 MB keeps a random read cheap and a scan at the disk's speed.
+INNER_CHUNK_BYTES = 8 * 2**20
+
+# Zarr leaves out chunks that hold only zeros; then nobody could tell them from lost ones.
+zarr.config.set({"array.write_empty_chunks": True})
+
+
+class _DoorStore(WrapperStore[LocalStore]):
+    """Zarr's local store with the writes taken through Folder.write, which also gives their digests."""
+
+    def __init__(self, folder: Folder, *, read_only: bool = False) -> None:
+        super().__init__(LocalStore(folder.path, read_only=read_only))
+        self.folder = folder
+        self.written: dict[str, FileRecord] = {}
+
+    def _with_store(self, store: LocalStore) -> _DoorStore:
+        return _DoorStore(self.folder, read_only=store.read_only)
+
+    async def set(self, key: str, value: Buffer) -> None:
+        self.written[key] = self.folder.write(key, value.to_bytes())
+
+    async def set_if_not_exists(self, key: str, value: Buffer) -> None:
+        if not self.folder.exists(key):
+            await self.set(key, value)
+
+    async def get_partial_values(self, prototype: Any, key_ranges: Any) -> list[Buffer | None]:
+        return [await self._store.get(key, prototype, byte_range) for key, byte_range in key_ranges]
+
+    async def get(self, key: str, prototype: Any = None, byte_range: ByteRequest | None = None) -> Buffer | None:
+        return await self._store.get(key, prototype, byte_range)
+
+
+class ArrayWriter:
+    """Writes the shards of one (N, ...) array. A shard is one assignment, one file, one record."""
+
+    def __init__(self, folder: Folder, name: str, *, shape: tuple[int, ...], dtype: str, shard_rows: int) -> None:
+        self._store = _DoorStore(folder)
+        self._name = name
+        self._shard_rows = shard_rows
+        if not folder.exists(f"{name}/zarr.json"):
+            _create(self._store, name, shape=shape, dtype=dtype, shard_rows=shard_rows)
+        self._array = zarr.open_array(self._store, path=name, mode="r+")
+
+    def write(self, shard: int, rows: np.ndarray) -> list[FileRecord]:
+        """Write shard number `shard`; returns the records of the files that it made."""
+        start = shard * self._shard_rows
+        self._store.written.clear()
+        self._array[start : start + len(rows)] = rows
+        return list(self._store.written.values())
+
+
+def _create(store: _DoorStore, name: str, *, shape: tuple[int, ...], dtype: str, shard_rows: int) -> None:
+    row_bytes = int(np.dtype(dtype).itemsize * np.prod(shape[1:], dtype=np.int64))
+    inner_rows = shard_rows
+    # Inner chunks must divide the shard: halve it, or take single rows when it is odd.
+    while inner_rows * row_bytes > INNER_CHUNK_BYTES and inner_rows > 1:
+        inner_rows = inner_rows // 2 if inner_rows % 2 == 0 else 1
+    zarr.create_array(
+        store,
+        name=name,
+        shape=shape,
+        dtype=dtype,
+        chunks=(inner_rows, *shape[1:]),
+        shards=(shard_rows, *shape[1:]),
+        serializer=BytesCodec(endian="little"),
+        compressors=(Crc32cCodec(),),
+        fill_value=0,
+    )
+
+
+def write_array(folder: Folder, name: str, values: np.ndarray) -> None:
+    """Write a whole small array (centroids, say) as one shard."""
+    rows = max(1, len(values))
+    ArrayWriter(folder, name, shape=values.shape, dtype=str(values.dtype), shard_rows=rows).write(0, values)
+
+
+def write_group(folder: Folder, attributes: Mapping[str, Any]) -> None:
+    """Make the folder a Zarr group with these attributes."""
+    zarr.create_group(_DoorStore(folder), attributes=dict(attributes), overwrite=False)
+
+
+def read_group(folder: Folder) -> dict[str, Any]:
+    """The attributes of the folder's Zarr group.
+
+    Raises:
+        CorruptFile: the group's file is missing or damaged.
+    """
+    attributes: dict[str, Any] = folder.read_json("zarr.json")["attributes"]
+    return attributes
+
+
+class ArrayReader:
+    """Reads rows of a kept array; a damaged chunk is named, never returned."""
+
+    def __init__(self, folder: Folder, name: str) -> None:
+        self._where = folder.path / name
+        self._array = zarr.open_array(LocalStore(folder.path, read_only=True), path=name, mode="r")
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self._array.shape
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        return self._array.dtype
+
+    @property
+    def shard_rows(self) -> int:
+        """Rows of one shard: the unit of writing."""
+        return int((self._array.shards or self._array.chunks)[0])
+
+    def rows(self, start: int, stop: int) -> np.ndarray:
+        """Rows [start, stop) as they were written.
+
+        Raises:
+            CorruptFile: a chunk fails its checksum or is cut short.
+        """
+        self._require_shards(start // self.shard_rows, -(-stop // self.shard_rows))
+        try:
+            return np.asarray(self._array[start:stop])
+        except (ValueError, OSError, RuntimeError) as error:
+            raise CorruptFile(f"{self._where}, rows {start} to {stop}, must be intact: {error}") from error
+
+    def _require_shards(self, first: int, last: int) -> None:
+        """Zarr reads a shard that is not there as zeros."""
+        for shard in range(first, last):
+            path = self._where.joinpath("c", str(shard), *["0"] * (len(self.shape) - 1))
+            if not path.is_file():
+                raise CorruptFile(f"the shard {path} is missing; recompute the step that wrote it (--force)")

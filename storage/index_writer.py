@@ -1,0 +1,107 @@
+"""From the entries of a source to the files of a DatasetIndex: row ids, order, repeats, quarantine."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from storage.dataset_index import INDEX, LOCATIONS, QUARANTINE, ROWS, SOURCE, UNLABELLED, plain_text
+from storage.datasets.source import DatasetConfig, load_format
+from storage.folder import Folder
+from storage.image_cache import plan_pieces
+from storage.tables import table_bytes
+
+
+def write_dataset_index(
+    folder: Folder,
+    *,
+    source: DatasetConfig,
+    classes: tuple[str, ...] | None,
+    entries: Mapping[str, np.ndarray],
+) -> None:
+    """Write the files of a DatasetIndex.
+
+    Args:
+        folder: the artifact's data folder.
+        source: the dataset that was indexed.
+        classes: the class names of the source, if it names them.
+        entries: columns of all entries in the order of the source, (E,) each: `name`, `split` (empty for
+            none), `image` (the hash of the encoded bytes) and `reason` (empty for readable) of str, `label`
+            int32 (UNLABELLED for none), `width`, `height` and `size` int64.
+    """
+    readable = entries["reason"] == ""
+    order = np.flatnonzero(readable)
+    occurrence = _count_occurrences(entries, order=order)
+    pairs = zip(entries["image"][order], occurrence, strict=True)
+    row_id = np.array([f"{image}-{count}" for image, count in pairs], dtype=str)
+    sort = np.argsort(row_id, kind="stable")
+
+    numbers = {name: entries[name][order[sort]] for name in ("label", "width", "height", "size")}
+    folder.write(ROWS, table_bytes({"row_id": row_id[sort], **numbers}))
+    folder.write(LOCATIONS, table_bytes(_locations(source, entries, order=order[sort])))
+    quarantined = {column: entries[column][~readable] for column in ("name", "reason")}
+    folder.write(QUARANTINE, table_bytes(quarantined))
+    folder.write_json(SOURCE, source.model_dump(mode="json"))
+    facts = {
+        **_count_labels(entries["label"][order], classes=classes),
+        "num_rows": len(order),
+        "quarantined": int((~readable).sum()),
+        "repeats": _count_repeats(entries, order=order, occurrence=occurrence),
+    }
+    folder.write_json(INDEX, facts)
+
+
+def _count_labels(label: np.ndarray, *, classes: tuple[str, ...] | None) -> dict[str, Any]:
+    labelled = int((label != UNLABELLED).sum())
+    if classes is None and labelled:
+        classes = tuple(str(number) for number in range(int(label.max()) + 1))
+    return {"classes": classes, "labelled": labelled}
+
+
+def _count_repeats(
+    entries: Mapping[str, np.ndarray], *, order: np.ndarray, occurrence: np.ndarray
+) -> dict[str, int]:
+    repeated = set(entries["image"][order[occurrence > 0]])
+    again = np.array([row for row in order if entries["image"][row] in repeated], dtype=np.int64)
+    return {
+        "rows": int((occurrence > 0).sum()),
+        "across_splits": _count_shared(entries["image"][again], entries["split"][again]),
+        "under_two_labels": _count_shared(entries["image"][again], entries["label"][again]),
+    }
+
+
+def _count_occurrences(entries: Mapping[str, np.ndarray], *, order: np.ndarray) -> np.ndarray:
+    """How many equal images come before each row, (R,) int64."""
+    name, split, image = (plain_text(entries[column][order]) for column in ("name", "split", "image"))
+    # By split and label first: names must not decide which repeat is which.
+    by_image = np.lexsort((name, entries["label"][order], split, image))
+    occurrence = np.empty(len(order), dtype=np.int64)
+    occurrence[by_image] = _count_runs(image[by_image])
+    return occurrence
+
+
+def _locations(
+    source: DatasetConfig, entries: Mapping[str, np.ndarray], *, order: np.ndarray
+) -> dict[str, np.ndarray]:
+    locations = {"name": entries["name"][order]}
+    if load_format(source.format).random_access:
+        return locations
+    piece, offset = plan_pieces(order=order, size=entries["size"][order])
+    return {**locations, "order": order, "piece": piece, "offset": offset}
+
+
+def _count_runs(values: np.ndarray) -> np.ndarray:
+    """0, 1, 2, ... along each run of equal values, (N,) int64."""
+    position = np.arange(len(values))
+    begins = np.concatenate([[True], values[1:] != values[:-1]])[: len(values)]
+    return position - np.maximum.accumulate(np.where(begins, position, 0))
+
+
+def _count_shared(images: np.ndarray, groups: np.ndarray) -> int:
+    """How many images lie in more than one group."""
+    groups_of: dict[str, set[Any]] = {}
+    for image, group in zip(images, groups, strict=True):
+        groups_of.setdefault(image, set()).add(group)
+    return sum(len(found) > 1 for found in groups_of.values())

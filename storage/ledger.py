@@ -1,0 +1,49 @@
+"""What of a stage's work is done and kept: one small file for each committed unit."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from storage.errors import CorruptFile
+from storage.folder import FileRecord, Folder
+
+
+class Ledger:
+    """The committed units of one piece of work. A unit that is in the ledger is never done again."""
+
+    def __init__(self, folder: Folder) -> None:
+        self._folder = folder
+        self._entries: dict[str, dict[str, Any]] = {}
+        for name in folder.files():
+            try:
+                self._entries[name.removesuffix(".json")] = folder.read_json(name)
+            except CorruptFile:
+                # Its unit is done again; that is always allowed.
+                continue
+
+    def __contains__(self, unit: str) -> bool:
+        return unit in self._entries
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def commit(self, unit: str, *, records: Sequence[FileRecord], **facts: Any) -> None:
+        """Say that a unit is done: the files it made, and facts that the end of the work needs."""
+        entry = {"files": [list(record) for record in records], "facts": facts}
+        self._folder.write_json(f"{unit}.json", entry)
+        self._entries[unit] = entry
+
+    def facts(self, unit: str) -> dict[str, Any]:
+        """The facts given with a unit's commit.
+
+        Raises:
+            KeyError: the unit is not committed.
+        """
+        facts: dict[str, Any] = self._entries[unit]["facts"]
+        return facts
+
+    def records(self) -> dict[str, FileRecord]:
+        """All files of committed units by path, with the digests they had when they were written."""
+        files = (FileRecord(*file) for entry in self._entries.values() for file in entry["files"])
+        return {record.path: record for record in files}

@@ -1,0 +1,1 @@
+"""Join: one file a stage; it opens its inputs, calls models and keeps what comes out."""

@@ -1,0 +1,129 @@
+"""Run an encoder over a dataset and keep what chosen layers say, shard by shard."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+from typing import Literal, Self
+
+import numpy as np
+import torch
+from pydantic import BaseModel, Field, PositiveInt, model_validator
+
+from models.backbones import Architecture, Backbone, Pooling, build_backbone, pool_features
+from models.pretext.base import Batch
+from models.views import normalise
+from storage.dataset_index import DatasetIndex
+from storage.encoders import Encoder, space_id
+from storage.features import Features, FeaturesWriter
+from tasks.loading import batches, central_pixels, in_order
+from tasks.stage import Work, stage
+
+
+class ExtractFeaturesConfig(BaseModel, frozen=True, extra="forbid"):
+    """What is extracted, and from which view of an image."""
+
+    layers: tuple[str, ...] = Field(min_length=1, description="Layers of the backbone, all in one pass.")
+    pooling: Pooling = Field(Pooling(), description="How a layer's map becomes a vector.")
+    size: PositiveInt = Field(224, description="Side of the central crop, in pixels.")
+    resize: PositiveInt = Field(256, description="Shorter side before the crop, in pixels.")
+    dtype: Literal["float16", "float32"] = Field("float16", description="Of the stored features.")
+    precision: Literal["bf16", "float32"] = Field("float32", description="Of the forward pass.")
+    shard_rows: PositiveInt = Field(4096, description="Rows that are written and committed at once.")
+
+    @model_validator(mode="after")
+    def _crop_fits(self) -> Self:
+        if self.size > self.resize:
+            raise ValueError(f"size must be at most resize, got {self.size} and {self.resize}; crop less or resize to more")
+        return self
+
+
+@stage(produces=Features, version=1)
+def extract_features(
+    config: ExtractFeaturesConfig, work: Work, *, encoder: Encoder, images: DatasetIndex
+) -> None:
+    """Extract the features of every image, in the order of the index."""
+    description = encoder.description()
+    backbone = load_backbone(encoder).to(work.runtime.torch_device, memory_format=torch.channels_last).eval()
+    writer = _writer(config, work, backbone=backbone, encoder=encoder, images=images)
+    starts = range(0, images.num_rows, config.shard_rows)
+    missing = [shard for shard in range(len(starts)) if str(shard) not in work.ledger]
+    stops = {shard: min(starts[shard] + config.shard_rows, images.num_rows) for shard in missing}
+    places = [
+        place
+        for shard in missing
+        for place in in_order(starts[shard], stops[shard], batch_rows=work.runtime.batch_rows)
+    ]
+    viewer = partial(central_pixels, size=config.size, resize=config.resize)
+    stream = batches(images, places, viewer=viewer, runtime=work.runtime)
+    for shard in missing:
+        rows = stops[shard] - starts[shard]
+        parts = _forward(stream, rows=rows, backbone=backbone, config=config, normalisation=description["normalisation"])
+        _require_finite(parts, first_row=starts[shard], row_ids=images.row_ids(), dtype=config.dtype)
+        work.progress(stops[shard], images.num_rows, unit="images")
+        work.commit(str(shard), records=writer.write(shard, parts))
+
+
+def load_backbone(encoder: Encoder) -> Backbone:
+    """Build an encoder's backbone and give it the encoder's weights, all of them and no others.
+
+    Raises:
+        RuntimeError: the weights do not fit the architecture.
+    """
+    backbone = build_backbone(Architecture.model_validate(encoder.description()["architecture"]))
+    backbone.load_state_dict(encoder.backbone_weights(), strict=True)
+    return backbone
+
+
+def _writer(
+    config: ExtractFeaturesConfig, work: Work, *, backbone: Backbone, encoder: Encoder, images: DatasetIndex
+) -> FeaturesWriter:
+    view = {"size": config.size, "resize": config.resize, "normalisation": encoder.description()["normalisation"]}
+    pooling = config.pooling.model_dump(mode="json")
+    unknown = [layer for layer in config.layers if layer not in backbone.channels]
+    if unknown:
+        raise ValueError(
+            f"layers must be some of {', '.join(backbone.layers)} of {backbone.architecture.name}, got {', '.join(unknown)}"
+        )
+    layers = {
+        layer: {
+            "dim": backbone.channels[layer] * config.pooling.grid**2,
+            "space": space_id(encoder, layer=layer, pooling=pooling, view=view),
+        }
+        for layer in config.layers
+    }
+    return FeaturesWriter(
+        work.data, row_ids=images.row_ids(), layers=layers, dtype=config.dtype, shard_rows=config.shard_rows
+    )
+
+
+def _forward(
+    stream: Iterator[Batch], *, rows: int, backbone: Backbone, config: ExtractFeaturesConfig, normalisation: dict[str, list[float]]
+) -> dict[str, np.ndarray]:
+    """The pooled features of the next `rows` images, layer -> (rows, D)."""
+    device = next(backbone.parameters()).device
+    parts: dict[str, list[np.ndarray]] = {layer: [] for layer in config.layers}
+    done = 0
+    with torch.inference_mode():
+        while done < rows:
+            batch = next(stream)
+            pixels = normalise(batch.views["image"], **normalisation).contiguous(memory_format=torch.channels_last)
+            with torch.autocast(device.type, dtype=torch.bfloat16, enabled=config.precision == "bf16"):
+                maps = backbone(pixels, config.layers)
+            for layer in config.layers:
+                values = pool_features(maps[layer].float(), config.pooling)
+                parts[layer].append(values.cpu().numpy().astype(config.dtype))
+            done += len(pixels)
+    return {layer: np.concatenate(values) for layer, values in parts.items()}
+
+
+def _require_finite(parts: dict[str, np.ndarray], *, first_row: int, row_ids: np.ndarray, dtype: str) -> None:
+    for layer, values in parts.items():
+        bad = ~np.isfinite(values).all(axis=1)
+        if bad.any():
+            row = first_row + int(np.argmax(bad))
+            remedy = "set dtype: float32" if dtype == "float16" else "train the encoder again with a smaller rate"
+            raise ValueError(
+                f"features must be finite; layer {layer} of row {row} ({row_ids[row]}) is not, and {bad.sum()} rows of "
+                f"this shard; {remedy}"
+            )

@@ -1,0 +1,154 @@
+"""List the images of a dataset: who they are by content, what they are labelled, and which cannot be read."""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from contextlib import contextmanager
+from itertools import islice
+from multiprocessing import get_context
+from typing import Protocol
+
+import numpy as np
+from pydantic import Field, PositiveInt
+
+from storage.dataset_index import UNLABELLED, DatasetIndex
+from storage.datasets.source import DatasetConfig, Entry, open_source
+from storage.folder import Folder
+from storage.images import Probe, probe, probe_all
+from storage.index_writer import write_dataset_index
+from storage.stat_cache import StatCache
+from storage.tables import read_table, table_bytes
+from tasks.runtime import Runtime
+from tasks.stage import Work, stage
+
+log = logging.getLogger(__name__)
+
+# Images sent to a worker at a time: enough that sending costs little beside decoding.
+SENT_ROWS = 32
+REASONS_SHOWN = 3
+
+
+class IndexDatasetConfig(DatasetConfig):
+    """Which dataset, and how much of it may be unreadable."""
+
+    max_unreadable: float = Field(
+        default=0.01, ge=0, le=1, description="Largest share of images that may fail to decode."
+    )
+    shard_rows: PositiveInt = Field(default=4096, description="Images between two commits.")
+
+    @property
+    def dataset(self) -> DatasetConfig:
+        """The dataset alone."""
+        return DatasetConfig(**{name: getattr(self, name) for name in DatasetConfig.model_fields})
+
+
+class Prober(Protocol):
+    """Decodes images, in this process or in others, and gives what is known of each, in order."""
+
+    def __call__(self, images: Iterable[bytes]) -> Iterator[Probe]: ...
+
+
+def source_digests(config: IndexDatasetConfig, runtime: Runtime) -> dict[str, str]:
+    """The digest of the dataset's bytes as they are now; reads only files that changed since last time."""
+    source = open_source(config.dataset, place=runtime.place(config.name))
+    return {"source": source.fingerprint(_stat_cache(runtime))}
+
+
+@stage(produces=DatasetIndex, version=1, ingredients=source_digests)
+def index_dataset(config: IndexDatasetConfig, work: Work) -> None:
+    """Decode every image once; what decodes becomes a row.
+
+    Raises:
+        ValueError: more than `max_unreadable` of the images cannot be decoded, or the dataset changed.
+    """
+    source = open_source(config.dataset, place=work.runtime.place(config.name))
+    before = source.fingerprint(_stat_cache(work.runtime))
+    total = len(source)
+    shards = [f"entries-{number:06d}" for number in range(-(-total // config.shard_rows))]
+    # Shards are made in order, so what is missing is the end.
+    done = next((number for number, shard in enumerate(shards) if shard not in work.ledger), len(shards))
+    entries = source.entries(start=done * config.shard_rows)
+    with _prober(work.runtime.workers) as prober:
+        for number in range(done, len(shards)):
+            columns = _inspect(list(islice(entries, config.shard_rows)), prober=prober)
+            work.state.write(f"{shards[number]}.parquet", table_bytes(columns))
+            work.progress(min(total, (number + 1) * config.shard_rows), total, unit="images")
+            work.commit(shards[number], records=[])
+    merged = _merge(work.state, shards)
+    _require_readable(config, merged)
+    # The key holds what the dataset was before; rows of something else must not go under it.
+    if (
+        open_source(config.dataset, place=work.runtime.place(config.name)).fingerprint(
+            _stat_cache(work.runtime)
+        )
+        != before
+    ):
+        raise ValueError(
+            f"dataset {config.name!r} must not change while it is indexed, and it did. Run the command again"
+        )
+    write_dataset_index(work.data, source=config.dataset, classes=source.classes, entries=merged)
+
+
+def _stat_cache(runtime: Runtime) -> StatCache:
+    return StatCache(Folder(runtime.cache) / "stat")
+
+
+def _inspect(entries: list[Entry], *, prober: Prober) -> dict[str, np.ndarray]:
+    """The columns that `write_dataset_index` wants of these entries."""
+    probes = list(prober(entry.data for entry in entries))
+    labels = [UNLABELLED if entry.label is None else entry.label for entry in entries]
+    return {
+        "name": np.array([entry.name for entry in entries], dtype=str),
+        "split": np.array([entry.split or "" for entry in entries], dtype=str),
+        "label": np.array(labels, dtype=np.int32),
+        "image": np.array([probe.image for probe in probes], dtype=str),
+        "width": np.array([probe.width for probe in probes], dtype=np.int64),
+        "height": np.array([probe.height for probe in probes], dtype=np.int64),
+        "size": np.array([probe.size for probe in probes], dtype=np.int64),
+        "reason": np.array([probe.reason for probe in probes], dtype=str),
+    }
+
+
+def _merge(state: Folder, shards: list[str]) -> dict[str, np.ndarray]:
+    tables = [read_table(state, f"{shard}.parquet") for shard in shards]
+    return {column: np.concatenate([table[column] for table in tables]) for column in tables[0]}
+
+
+def _require_readable(config: IndexDatasetConfig, entries: dict[str, np.ndarray]) -> None:
+    bad = np.flatnonzero(entries["reason"] != "")
+    total = len(entries["reason"])
+    if not len(bad):
+        return
+    examples = "; ".join(f"{entries['name'][row]}: {entries['reason'][row]}" for row in bad[:REASONS_SHOWN])
+    found = f"{len(bad)} of {total} images of dataset {config.name!r} cannot be decoded ({examples})"
+    if len(bad) == total or len(bad) > config.max_unreadable * total:
+        raise ValueError(
+            f"at most {config.max_unreadable:.2%} of the images may be unreadable; {found}. "
+            "Repair or remove these files, or raise max_unreadable"
+        )
+    log.warning("%s; they are left out", found)
+
+
+@contextmanager
+def _prober(workers: int) -> Iterator[Prober]:
+    if workers == 0:
+        yield lambda images: map(probe, images)
+        return
+    # Not forked: this process may already hold threads of torch.
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        yield lambda images: _probe_ahead(pool, images, ahead=2 * workers)
+
+
+def _probe_ahead(pool: ProcessPoolExecutor, images: Iterable[bytes], *, ahead: int) -> Iterator[Probe]:
+    """Probe in the pool with at most `ahead` parcels under way, so that images do not pile up in memory."""
+    images = iter(images)
+    waiting: deque[Future[list[Probe]]] = deque()
+    while parcel := list(islice(images, SENT_ROWS)):
+        waiting.append(pool.submit(probe_all, parcel))
+        if len(waiting) > ahead:
+            yield from waiting.popleft().result()
+    for future in waiting:
+        yield from future.result()

@@ -1,0 +1,160 @@
+"""Rows of a dataset to batches of tensors, decoded in worker processes, in an order that nothing but the seed decides."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from models.pretext.base import Batch
+from models.views import Draw, center_crop, resize_shorter
+from storage.dataset_index import DatasetIndex, ImageReader
+from storage.images import decode
+from tasks.runtime import Runtime
+
+Viewer = Callable[[Tensor, Draw], dict[str, Tensor]]
+
+
+class _Place(NamedTuple):
+    """One row of one pass over the data."""
+
+    epoch: int
+    position: int
+
+
+class _Rows(Dataset[tuple[dict[str, Tensor], int]]):
+    """Decodes a row and makes its views."""
+
+    def __init__(self, images: ImageReader, *, row_ids: np.ndarray, viewer: Viewer, seed: int) -> None:
+        self._images = images
+        self._row_ids = row_ids
+        self._viewer = viewer
+        self._seed = seed
+
+    def __getitem__(self, place: _Place) -> tuple[dict[str, Tensor], int]:
+        draw = Draw(
+            self._seed, epoch=place.epoch, row_id=str(self._row_ids[place.position]), others=self._another_image
+        )
+        return self._viewer(self._image(place.position), draw), place.position
+
+    def _another_image(self, draw: Draw) -> Tensor:
+        return self._image(int(draw.integers(0, len(self._row_ids))))
+
+    def _image(self, position: int) -> Tensor:
+        # A decoder gives HWC; the permuted view of it resizes faster than a contiguous CHW image.
+        return torch.from_numpy(decode(self._images.read(position))).permute(2, 0, 1)
+
+
+class _Collate:
+    def __init__(self, labels: np.ndarray | None) -> None:
+        self._labels = labels
+
+    def __call__(self, rows: list[tuple[dict[str, Tensor], int]]) -> Batch:
+        positions = [position for _, position in rows]
+        return Batch(
+            views={name: torch.stack([views[name] for views, _ in rows]) for name in rows[0][0]},
+            positions=torch.tensor(positions),
+            labels=None if self._labels is None else torch.from_numpy(self._labels[positions]),
+        )
+
+
+def batches(
+    index: DatasetIndex,
+    places: Iterator[list[_Place]] | Sequence[list[_Place]],
+    *,
+    viewer: Viewer,
+    runtime: Runtime,
+    seed: int = 0,
+    labels: np.ndarray | None = None,
+) -> Iterator[Batch]:
+    """Decode rows and give them batch by batch, on the device of the runtime.
+
+    Args:
+        index: the dataset.
+        places: the rows of each batch.
+        viewer: makes the views of one image; runs in worker processes.
+        labels: (N,) int64 by row position, or None.
+    """
+    rows = _Rows(
+        
+        index.images(runtime.place(index.name), runtime.cache),
+        row_ids=index.row_ids(),
+        viewer=viewer,
+        seed=seed,
+    )
+    device = torch.device(runtime.torch_device)
+    loader: DataLoader[Batch] = DataLoader(
+        rows,  # type: ignore[arg-type]  # places are its indices
+        batch_sampler=places,  # type: ignore[arg-type]
+        collate_fn=_Collate(labels),
+        num_workers=runtime.workers,
+        pin_memory=device.type == "cuda",
+        # The loader draws a seed for its workers; it must not come from the generator that training draws from.
+        generator=torch.Generator().manual_seed(seed),
+        worker_init_fn=_one_thread,
+    )
+    for batch in loader:
+        yield batch.to(device)
+
+
+def _one_thread(_worker: int) -> None:
+    torch.set_num_threads(1)
+    warnings.filterwarnings("ignore", category=UserWarning)
+
+
+class TrainingOrder:
+    """Which rows each training step sees: every row once an epoch, in an order drawn from (seed, epoch).
+
+    The last incomplete batch of an epoch is left out, as BatchNorm wants full batches.
+    """
+
+    def __init__(self, positions: np.ndarray, *, batch_size: int, seed: int) -> None:
+        """Fix the rows.
+
+        Args:
+            positions: rows to train on, (n,) int64.
+            batch_size: rows a step; a smaller dataset is one batch.
+        Raises:
+            ValueError: there are fewer than two rows.
+        """
+        if len(positions) < 2:
+            raise ValueError(
+                f"training needs at least 2 rows, {len(positions)} are left; give a larger dataset or split, or loosen "
+                "the cut-off of assign_labels"
+            )
+        self._positions = positions
+        self._seed = seed
+        self.batch_size = min(batch_size, len(positions))
+        self.steps_per_epoch = len(positions) // self.batch_size
+
+    def places(self, *, first_step: int, total_steps: int) -> Iterator[list[_Place]]:
+        """The rows of the steps from `first_step` on."""
+        epoch, order = -1, self._positions
+        for step in range(first_step, total_steps):
+            if step // self.steps_per_epoch != epoch:
+                epoch = step // self.steps_per_epoch
+                order = np.random.Generator(np.random.Philox([self._seed, epoch])).permutation(self._positions)
+            start = step % self.steps_per_epoch * self.batch_size
+            yield [_Place(epoch, int(position)) for position in order[start : start + self.batch_size]]
+
+
+def in_order(start: int, stop: int, *, batch_rows: int) -> list[list[_Place]]:
+    """The rows [start, stop) in batches of at most `batch_rows`."""
+    return [
+        [_Place(0, position) for position in range(first, min(first + batch_rows, stop))]
+        for first in range(start, stop, batch_rows)
+    ]
+
+
+def central_pixels(image: Tensor, _draw: Draw, *, size: int, resize: int) -> dict[str, Tensor]:
+    """The one view that features and predictions are made of: shorter side to `resize`, central square of `size`.
+
+    Returns:
+        "image", (3, size, size) uint8.
+    """
+    return {"image": center_crop(resize_shorter(image, side=resize), size=size)}

@@ -1,0 +1,107 @@
+"""The only door to Prefect below the flows: a step as a task run, its progress as an artifact, its result as a state."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from typing import Any
+from uuid import UUID
+
+from prefect import task
+from prefect.artifacts import create_markdown_artifact, create_progress_artifact, update_progress_artifact
+from prefect.cache_policies import NO_CACHE
+from prefect.client.schemas.objects import State
+from prefect.states import Completed
+
+from storage.errors import StoreUnwritable
+from tasks.stage import StageResult
+
+log = logging.getLogger(__name__)
+
+# An update costs some 10 ms of the stage's time.
+SECONDS_BETWEEN_UPDATES = 2.0
+RETRIES = 2
+
+
+def as_task(step: str, call: Callable[[], StageResult[Any]]) -> StageResult[Any]:
+    """Run a step as a Prefect task run of that name; gives what the call gives.
+
+    Called directly, not submitted: only so does a cancelled flow run interrupt it, and a checkpoint is kept. The store
+    remembers results, so Prefect need not; a retry resumes.
+    """
+
+    def body() -> State[StageResult[Any]]:
+        result = call()
+        create_markdown_artifact(_summary(result), key=_artifact_key(step, "result"), description=f"Result of {step}")
+        name = "Reused" if result.reused else "Completed"
+        return Completed(data=result, name=name, message=f"{result.artifact!r} at {result.artifact.uri}")
+
+    run = task(
+        body,
+        name=step,
+        task_run_name=step,
+        cache_policy=NO_CACHE,
+        persist_result=False,
+        retries=RETRIES,
+        retry_delay_seconds=5,
+        retry_condition_fn=_is_worth_a_retry,
+    )
+    return run()
+
+
+def _is_worth_a_retry(_task: Any, _run: Any, state: State[Any]) -> bool:
+    """Wrong input and a full disk are no better a minute later."""
+    try:
+        state.result()
+    except (ValueError, StoreUnwritable):
+        return False
+    except Exception:
+        return True
+    return False
+
+
+def _summary(result: StageResult[Any]) -> str:
+    marker = result.artifact.marker
+    how = "reused, nothing was computed" if result.reused else f"computed in {result.seconds:.1f} s"
+    rows = [
+        ("kind", marker.kind),
+        ("how", how),
+        ("key", f"`{marker.key}`"),
+        ("content digest", f"`{marker.digest}`"),
+        ("place", f"`{result.artifact.uri}`"),
+        *((f"input {name}", f"{ref.kind} `{ref.key[:12]}`") for name, ref in marker.inputs.items()),
+    ]
+    return "| | |\n|---|---|\n" + "\n".join(f"| {name} | {value} |" for name, value in rows)
+
+
+def _artifact_key(step: str, what: str) -> str:
+    """Prefect wants lower-case letters, digits and dashes."""
+    return f"{step}-{what}".lower().replace("_", "-")
+
+
+class ProgressArtifacts:
+    """Shows the progress of each step in Prefect's interface, at most once in a while."""
+
+    def __init__(self) -> None:
+        self._artifacts: dict[str, UUID] = {}
+        self._updated: dict[str, float] = {}
+
+    def progress(self, step: str, *, done: int, total: int, unit: str) -> None:
+        """Create or update the progress artifact of a step; a server that is away is no reason to stop the work."""
+        now = time.monotonic()
+        if done < total and now - self._updated.get(step, -SECONDS_BETWEEN_UPDATES) < SECONDS_BETWEEN_UPDATES:
+            return
+        self._updated[step] = now
+        percent = 100.0 * done / max(1, total)
+        description = f"{step}: {done:,} of {total:,} {unit}"
+        try:
+            if step in self._artifacts:
+                update_progress_artifact(self._artifacts[step], progress=percent, description=description)
+            else:
+                key = _artifact_key(step, "progress")
+                created = create_progress_artifact(percent, key=key, description=description)
+                assert isinstance(created, UUID)
+                self._artifacts[step] = created
+        except Exception as error:
+            log.warning("the progress of %s could not be shown in Prefect: %s", step, error)
