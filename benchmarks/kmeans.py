@@ -28,7 +28,7 @@ def seeded_rows(num_rows: int, width: int) -> np.ndarray:
 
 
 def graft(rows_ND: np.ndarray, start_KD: np.ndarray, *, iterations: int, precision: str) -> np.ndarray:
-    """Centroids after the given iterations; the final assignment, which peers leave out or not, is included."""
+    """Centroids after the given iterations; the final assignment is included."""
     config = KMeansConfig(num_clusters=len(start_KD), iterations=iterations)
     chunks = [rows_ND[i : i + CHUNK_ROWS] for i in range(0, len(rows_ND), CHUNK_ROWS)]
     *_, final = lloyd(lambda: chunks, LloydState(start_KD), config, precision=precision)

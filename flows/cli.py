@@ -161,7 +161,8 @@ def _fail(message: str) -> NoReturn:
 
 def main() -> None:
     """Run the command; errors of the user's are one line, and exit codes are honest."""
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[RichHandler(console=errors, show_path=False)])
+    handler = RichHandler(logging.WARNING, console=errors, show_path=False, show_time=False)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler])
     signal.signal(signal.SIGTERM, _terminated)
     try:
         app(standalone_mode=False)

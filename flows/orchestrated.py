@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
-from prefect import flow
+from prefect import flow, runtime
 from prefect.flows import Flow
 
 from flows.pipeline import RunRequest, open_pipeline
@@ -25,16 +26,21 @@ def build_flow(
 ) -> Flow[[RunRequest], None]:
     """The flow, telling its progress to `reporter` as well as to Prefect."""
 
-    @flow(name="knowledge-transfer", flow_run_name="{request.recipe}", persist_result=False)
+    @flow(name="knowledge-transfer", flow_run_name=_run_name, persist_result=False)
     def knowledge_transfer_run(request: RunRequest) -> None:
         """Run a recipe: what is there is reused, what was begun is resumed, the rest is computed."""
-        runtime = Runtime.load(data=request.data)
         several = Several((reporter, ProgressArtifacts()))
-        open_pipeline(request, runtime=runtime, reporter=several).run(
+        open_pipeline(request, runtime=Runtime.load(data=request.data), reporter=several).run(
             around=as_task, on_start=on_start, on_done=on_done
         )
 
     return knowledge_transfer_run
+
+
+def _run_name() -> str:
+    """The recipe's name; more of it than Prefect can show would be a path."""
+    request: RunRequest = runtime.flow_run.parameters["request"]
+    return Path(request.recipe).stem
 
 
 # What deployments point to.

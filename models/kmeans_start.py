@@ -40,8 +40,7 @@ def take_rows(read_chunks: Callable[[], Iterable[np.ndarray]], positions_S: np.n
 def choose_start(sample_SD: np.ndarray, config: KMeansConfig) -> np.ndarray:
     """Choose the first centroids among sampled rows.
 
-    k-means++ is scikit-learn's greedy one (2 + log K trials a centroid), on rows less their mean, so that a
-    large common offset costs no accuracy.
+    k-means++ is scikit-learn's greedy one (2 + log K trials a centroid); its distances are float64.
 
     Args:
         sample_SD: (S, D) float32, finite.
@@ -64,11 +63,7 @@ def choose_start(sample_SD: np.ndarray, config: KMeansConfig) -> np.ndarray:
         )
     if is_random:
         return sample_SD[distinct_K]
-    centred_SD = sample_SD - sample_SD.mean(axis=0, dtype=np.float64).astype(np.float32)
-    norms_S = np.einsum("sd,sd->s", centred_SD, centred_SD, dtype=np.float64)
-    _, chosen_K = kmeans_plusplus(
-        centred_SD, config.num_clusters, x_squared_norms=norms_S, random_state=config.seed % 2**32
-    )
+    _, chosen_K = kmeans_plusplus(sample_SD, config.num_clusters, random_state=config.seed % 2**32)
     return sample_SD[chosen_K]
 
 

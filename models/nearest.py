@@ -6,6 +6,7 @@ block size decide only how fast the few pairs worth it are found, so they never 
 Shapes: N rows, D width, K centroids, B rows of one block, P candidate (row, centroid) pairs.
 """
 
+from collections.abc import Iterator
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -37,6 +38,20 @@ class Nearest(NamedTuple):
     margin: np.ndarray | None
 
 
+class Pairs:
+    """Candidate pairs (P,), ordered by row, then centroid, and where each row's begin and how many they are, (B,)."""
+
+    def __init__(self, row_P: np.ndarray, cluster_P: np.ndarray) -> None:
+        self.row_P, self.cluster_P = row_P, cluster_P
+        self.start_B = np.flatnonzero(np.diff(row_P, prepend=-1))
+        self.count_B = np.diff(self.start_B, append=len(row_P))
+
+    def where(self, chosen_B: np.ndarray) -> "Pairs":
+        """The pairs of the chosen rows."""
+        chosen_P = np.repeat(chosen_B, self.count_B)
+        return Pairs(self.row_P[chosen_P], self.cluster_P[chosen_P])
+
+
 def squared_distances(rows_PD: Tensor, centroids_PD: Tensor) -> Tensor:
     """Squared L2 distance of each pair of rows in float64, (P,).
 
@@ -44,7 +59,7 @@ def squared_distances(rows_PD: Tensor, centroids_PD: Tensor) -> Tensor:
     another number of rows, threads or device, these cannot.
     """
     terms_PD = rows_PD.double()
-    terms_PD.sub_(centroids_PD)
+    terms_PD.sub_(centroids_PD.double())
     terms_PD.mul_(terms_PD)
     width = terms_PD.shape[1]
     while width > 1:
@@ -65,7 +80,7 @@ class FaissSieve:
         import faiss
 
         self.num_clusters, width = shifted_KD.shape
-        self.index = faiss.IndexFlatL2(width)
+        self.index: faiss.Index = faiss.IndexFlatL2(width)
         if shifted_KD.device.type == "cuda":
             self.resources = faiss.StandardGpuResources()  # must outlive the index
             self.index = faiss.index_cpu_to_gpu(self.resources, shifted_KD.device.index or 0, self.index)
@@ -143,13 +158,38 @@ class NearestCentroid:
 
         Args:
             features_ND: (N, D) float16 or float32.
-            margin: whether to find the second nearest too; k-means does without and is faster.
+            margin: whether to find the second nearest too; it is faster without.
             first_row: number of the first row in the data set, for messages.
         Returns:
             Cluster, distance and margin; a row's values do not depend on the other rows of the call.
         Raises:
             ValueError: wrong width or dtype, or a row that is not finite (its number is named).
         """
+        shape = len(features_ND)
+        cluster_N, distance_N, margin_N = (
+            np.empty(shape, np.int64),
+            np.empty(shape, np.float32),
+            np.empty(shape, np.float32),
+        )
+        for begin, rows_BD in self._blocks(features_ND, first_row=first_row):
+            for pairs in self._pairs(rows_BD, wanted=2 if margin else 1):
+                row_B = begin + pairs.row_P[pairs.start_B]
+                cluster_N[row_B], distance_N[row_B], margin_N[row_B] = self._decide(rows_BD, pairs)
+        return Nearest(cluster_N, distance_N, margin_N if margin else None)
+
+    def assign(self, features_ND: np.ndarray, *, first_row: int = 0) -> np.ndarray:
+        """Find the id of each row's nearest centroid alone, (N,) int64: faster, and the ids of a full call."""
+        cluster_N = np.empty(len(features_ND), np.int64)
+        for begin, rows_BD in self._blocks(features_ND, first_row=first_row):
+            for pairs in self._pairs(rows_BD, wanted=1):
+                cluster_N[begin + pairs.row_P[pairs.start_B]] = pairs.cluster_P[pairs.start_B]
+                several = pairs.where(pairs.count_B > 1)
+                if several.row_P.size:
+                    cluster_N[begin + several.row_P[several.start_B]] = self._decide(rows_BD, several)[0]
+        return cluster_N
+
+    def _blocks(self, features_ND: np.ndarray, *, first_row: int) -> Iterator[tuple[int, Tensor]]:
+        """Checked float32 blocks on the device, (B, D), each with the place of its first row."""
         if features_ND.ndim != 2 or features_ND.shape[1] != self.width:
             raise ValueError(
                 f"Features must have the centroids' width, (N, {self.width}). Got shape {features_ND.shape}. "
@@ -157,53 +197,44 @@ class NearestCentroid:
             )
         if features_ND.dtype not in (np.float16, np.float32):
             raise ValueError(f"Features must be float16 or float32. Got {features_ND.dtype}. Cast them.")
-        rows = len(features_ND)
-        near = Nearest(np.empty(rows, np.int64), np.empty(rows, np.float32), np.empty(rows, np.float32))
-        for begin in range(0, rows, self.block_rows):
-            block = slice(begin, begin + self.block_rows)
-            rows_BD = torch.tensor(features_ND[block], device=self.device).float()
+        for begin in range(0, len(features_ND), self.block_rows):
+            rows_BD = torch.tensor(features_ND[begin : begin + self.block_rows], device=self.device).float()
             _require_finite(rows_BD, what="Feature row", first_row=first_row + begin)
-            self._settle(rows_BD, Nearest(*(column[block] for column in near)), wanted=2 if margin else 1)
-        return near if margin else near._replace(margin=None)
+            yield begin, rows_BD
 
-    def _settle(self, rows_BD: Tensor, near: Nearest, *, wanted: int) -> None:
-        """Write the answers of one block into `near`, sieve after sieve until no row is open."""
+    def _pairs(self, rows_BD: Tensor, *, wanted: int) -> Iterator[Pairs]:
+        """Candidate pairs of every row of a block, sieve after sieve until no row is open."""
         shifted_BD = rows_BD - self.offset_D
         open_B = np.arange(len(rows_BD))
         for sieve in self.sieves:
             found = sieve.candidates(shifted_BD, wanted=min(wanted, self.num_clusters))
-            closed_B = open_B[~found.open_B]
-            if closed_B.size:
-                score_P = self._rescore(rows_BD, open_B[found.row_P], found.cluster_P)
-                start_B = np.flatnonzero(np.diff(found.row_P, prepend=-1))
-                answer = self._decide(score_P, found.cluster_P, start_B)
-                for column, values_B in zip(near, answer, strict=True):
-                    column[closed_B] = values_B
+            if found.row_P.size:
+                yield Pairs(open_B[found.row_P], found.cluster_P)
             open_B = open_B[found.open_B]
             if not open_B.size:
                 return
             shifted_BD = shifted_BD[torch.from_numpy(found.open_B).to(self.device)]
 
-    def _rescore(self, rows_BD: Tensor, row_P: np.ndarray, cluster_P: np.ndarray) -> np.ndarray:
+    def _decide(self, rows_BD: Tensor, pairs: Pairs) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Cluster, float64 distance and margin of each row that has pairs; the lowest id wins among equals."""
+        score_P = self._rescore(rows_BD, pairs)
+        distance_B = np.minimum.reduceat(score_P, pairs.start_B)
+        is_best_P = score_P == np.repeat(distance_B, pairs.count_B)
+        best_P = np.where(is_best_P, pairs.cluster_P, self.num_clusters)
+        cluster_B = np.minimum.reduceat(best_P, pairs.start_B)
+        others_P = np.where(pairs.cluster_P == np.repeat(cluster_B, pairs.count_B), np.inf, score_P)
+        return cluster_B, distance_B, np.minimum.reduceat(others_P, pairs.start_B) - distance_B
+
+    def _rescore(self, rows_BD: Tensor, pairs: Pairs) -> np.ndarray:
         """Float64 squared distance of every pair, (P,), a bounded number of pairs at a time."""
         step = max(1, PAIR_ELEMENTS[self.device.type] // self.width)
-        row_P, cluster_P = (torch.from_numpy(ids_P).to(self.device) for ids_P in (row_P, cluster_P))
+        row_P = torch.from_numpy(pairs.row_P).to(self.device)
+        cluster_P = torch.from_numpy(pairs.cluster_P).to(self.device)
         score_P = torch.empty(len(row_P), dtype=torch.float64, device=self.device)
         for begin in range(0, len(row_P), step):
-            pairs = slice(begin, begin + step)
-            score_P[pairs] = squared_distances(rows_BD[row_P[pairs]], self.centroids_KD[cluster_P[pairs]])
+            part = slice(begin, begin + step)
+            score_P[part] = squared_distances(rows_BD[row_P[part]], self.centroids_KD[cluster_P[part]])
         return score_P.cpu().numpy()
-
-    def _decide(
-        self, score_P: np.ndarray, cluster_P: np.ndarray, start_B: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Cluster, distance and margin of each run of pairs; the lowest id wins among equals."""
-        count_B = np.diff(start_B, append=len(score_P))
-        distance_B = np.minimum.reduceat(score_P, start_B)
-        is_best_P = score_P == np.repeat(distance_B, count_B)
-        cluster_B = np.minimum.reduceat(np.where(is_best_P, cluster_P, self.num_clusters), start_B)
-        others_P = np.where(cluster_P == np.repeat(cluster_B, count_B), np.inf, score_P)
-        return cluster_B, distance_B, np.minimum.reduceat(others_P, start_B) - distance_B
 
 
 def _require(value: str, name: str, allowed: tuple[str, ...]) -> None:

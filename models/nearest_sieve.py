@@ -93,29 +93,32 @@ class TorchSieve:
         unit = 2.0**-22 if is_bf16 or self.operand_rounding else 2.0**-24
         accumulated = (shifted_KD.shape[1] + 5) * unit
         self.rounding = 1.2 * accumulated / (1 - accumulated) + 2.0**-22
-        operand_KD, norm_K, residual_K = self._rounded(shifted_KD)
+        self.operand_KW, norm_K, residual_K = self._rounded(shifted_KD)
         self.constant_K = self.rounding * half_norm_K + TINY
         self.norm_K, self.residual_K = _bf16_above(norm_K), _bf16_above(residual_K)
-        pieces_K3 = _bf16_pieces(self.constant_K - half_norm_K)
-        extra_K5 = torch.cat([pieces_K3, torch.stack([self.norm_K, self.residual_K], dim=1)], dim=1)
-        self.operand_KW = torch.cat([operand_KD, extra_K5.to(dtype)], dim=1)
+        self.operand_KW[:, -5:-2] = _bf16_pieces(self.constant_K - half_norm_K)
+        self.operand_KW[:, -2] = self.norm_K
+        self.operand_KW[:, -1] = self.residual_K
 
     def _rounded(self, shifted: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The operand, the norm of what it stands for, and the norm of what rounding it may take away."""
-        operand = shifted.to(self.dtype)
+        """The operand with room for 5 columns, its norm before rounding, and that of what rounding takes away."""
+        rows, width = shifted.shape
+        operand = torch.empty(rows, width + 5, dtype=self.dtype, device=self.device)
+        operand[:, :width] = shifted
         norm = torch.linalg.vector_norm(shifted, dim=1)
         if self.dtype == torch.bfloat16:
-            return operand, norm, torch.linalg.vector_norm(shifted - operand.float(), dim=1)
+            lost = operand[:, :width].float().sub_(shifted)
+            return operand, norm, torch.linalg.vector_norm(lost, dim=1)
         return operand, norm, norm * self.operand_rounding
 
     def upper(self, shifted_BD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Upper bounds on the scores, (B, K) float32; each row's factors of |Z_k| and |r_z|, (B,) bf16."""
-        operand_BD, norm_B, residual_B = self._rounded(shifted_BD)
+        operand_BW, norm_B, residual_B = self._rounded(shifted_BD)
         by_norm_B = _bf16_above(residual_B + self.rounding * norm_B)
         by_residual_B = _bf16_above(norm_B)
-        one_B = torch.ones_like(by_norm_B)
-        extra_B5 = torch.stack([one_B, one_B, one_B, by_norm_B, by_residual_B], dim=1).to(self.dtype)
-        operand_BW = torch.cat([operand_BD, extra_B5], dim=1)
+        operand_BW[:, -5:-2] = 1
+        operand_BW[:, -2] = by_norm_B
+        operand_BW[:, -1] = by_residual_B
         if self.dtype == torch.bfloat16 and self.device.type == "cuda":
             # The default, a bf16 result, may also be summed in bf16 when the product is split.
             product_BK = torch.mm(operand_BW, self.operand_KW.T, out_dtype=torch.float32)

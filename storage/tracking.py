@@ -38,7 +38,7 @@ STEP_KEY = re.compile(r"step\..+\.key")
 IMPATIENT = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
     "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
-    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
 }
@@ -129,18 +129,13 @@ class Tracking:
         receipt = self.receipts.read(outbox)
         if receipt is not None and receipt.run_id in {run.info.run_id for run in runs}:
             return receipt
-        run = runs[0] if runs else self._create_run(record)
+        run = runs[0] if runs else None
+        if run is None:
+            experiment, tags = self._experiment(record.experiment), {UID_TAG: record.uid}
+            run = self._client().create_run(experiment, record.start_time, tags, run_name=record.name)
         receipt = Receipt(run_id=run.info.run_id, experiment_id=run.info.experiment_id)
         self.receipts.keep(outbox, receipt)
         return receipt
-
-    def _create_run(self, record: RunRecord) -> Run:
-        return self._client().create_run(
-            self._experiment(record.experiment),
-            start_time=record.start_time,
-            run_name=record.name,
-            tags={UID_TAG: record.uid},
-        )
 
     def _send(self, outbox: Outbox, record: RunRecord, receipt: Receipt, *, end: RunEnd | None) -> None:
         from mlflow.entities import RunTag
@@ -263,7 +258,8 @@ class Tracking:
         return MlflowClient(self._uri)
 
     def _sqlite_file(self) -> Path | None:
-        return Path(self._uri.removeprefix("sqlite:///")) if self._uri.startswith("sqlite:///") else None
+        scheme, _, path = self._uri.partition(":///")
+        return Path(path) if scheme == "sqlite" else None
 
     @contextmanager
     def _translated(self) -> Iterator[None]:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-import warnings
+import signal
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from multiprocessing import get_context
+from multiprocessing.context import ForkServerContext
 from typing import NamedTuple
 
 import numpy as np
@@ -50,17 +53,11 @@ class _Rows(Dataset[tuple[dict[str, Tensor], int]]):
         return torch.from_numpy(decode(self._images.read(position))).permute(2, 0, 1)
 
 
-class _Collate:
-    def __init__(self, labels: np.ndarray | None) -> None:
-        self._labels = labels
-
-    def __call__(self, rows: list[tuple[dict[str, Tensor], int]]) -> Batch:
-        positions = [position for _, position in rows]
-        return Batch(
-            views={name: torch.stack([views[name] for views, _ in rows]) for name in rows[0][0]},
-            positions=torch.tensor(positions),
-            labels=None if self._labels is None else torch.from_numpy(self._labels[positions]),
-        )
+def _collate(rows: list[tuple[dict[str, Tensor], int]]) -> Batch:
+    return Batch(
+        views={name: torch.stack([views[name] for views, _ in rows]) for name in rows[0][0]},
+        positions=torch.tensor([position for _, position in rows]),
+    )
 
 
 def batches(
@@ -91,20 +88,31 @@ def batches(
     loader: DataLoader[Batch] = DataLoader(
         rows,  # type: ignore[arg-type]  # places are its indices
         batch_sampler=places,  # type: ignore[arg-type]
-        collate_fn=_Collate(labels),
+        collate_fn=_collate,
         num_workers=runtime.workers,
+        # Forked from a clean process: this one holds threads (of torch, of Prefect, of the courier to MLflow).
+        multiprocessing_context=_workers_context() if runtime.workers else None,
         pin_memory=device.type == "cuda",
         # The loader draws a seed for its workers; it must not come from the generator that training draws from.
         generator=torch.Generator().manual_seed(seed),
-        worker_init_fn=_one_thread,
+        worker_init_fn=_begin_worker,
     )
     for batch in loader:
-        yield batch.to(device)
+        own = None if labels is None else torch.from_numpy(labels[batch.positions.numpy()])
+        yield replace(batch, labels=own).to(device)
 
 
-def _one_thread(_worker: int) -> None:
+def _workers_context() -> ForkServerContext:
+    context = get_context("forkserver")
+    # Imported once, not once a worker.
+    context.set_forkserver_preload(["tasks.loading"])
+    return context
+
+
+def _begin_worker(_worker: int) -> None:
     torch.set_num_threads(1)
-    warnings.filterwarnings("ignore", category=UserWarning)
+    # Ctrl-C reaches the whole group of processes; the one that began this stops its workers itself.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 class TrainingOrder:

@@ -47,7 +47,9 @@ def as_task(step: str, call: Callable[[], StageResult[Any]]) -> StageResult[Any]
         retry_delay_seconds=5,
         retry_condition_fn=_is_worth_a_retry,
     )
-    return run()
+    state = run(return_state=True)
+    result: StageResult[Any] = state.result()
+    return result
 
 
 def _is_worth_a_retry(_task: Any, _run: Any, state: State[Any]) -> bool:

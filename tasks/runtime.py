@@ -82,6 +82,8 @@ class Runtime(BaseSettings):
             "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
             "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
             "PREFECT_SERVER_ALLOW_EPHEMERAL_MODE": "false",
+            # The command shows its own progress; all of it goes to the server as well.
+            "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "ERROR",
             "PREFECT_LOGGING_EXTRA_LOGGERS": "tasks,storage,models,flows",
             "PREFECT_HOME": str(self.home.absolute() / "prefect"),
         }

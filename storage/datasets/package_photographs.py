@@ -136,7 +136,7 @@ class PackagePhotographs(Source):
         for (block_top, block_left), split in sorted(self._deal(photograph, pixels.shape).items()):
             if self.config.split not in (None, split):
                 continue
-            bottom = min(block_top + options.block + 16, pixels.shape[0])
+            bottom = min(block_top + options.block, pixels.shape[0])
             right = min(block_left + options.block, pixels.shape[1])
             for top in range(block_top, bottom - options.crop + 1, options.stride):
                 for left in range(block_left, right - options.crop + 1, options.stride):
@@ -192,12 +192,14 @@ def _deviation(pixels: np.ndarray, *, size: int) -> np.ndarray:
     # Sums over windows as differences of running sums, in whole numbers: exact, so the same on every machine.
     grey = pixels.sum(axis=2, dtype=np.int64)
     total, square = (_window_sums(values, size=size) for values in (grey, grey**2))
-    return np.sqrt(size**2 * square - total**2) / (3 * size**2)
+    deviation: np.ndarray = np.sqrt(size**2 * square - total**2) / (3 * size**2)
+    return deviation
 
 
 def _window_sums(values: np.ndarray, *, size: int) -> np.ndarray:
     sums = np.pad(values, ((1, 0), (1, 0))).cumsum(axis=0).cumsum(axis=1)
-    return sums[size:, size:] - sums[:-size, size:] - sums[size:, :-size] + sums[:-size, :-size]
+    inside: np.ndarray = sums[size:, size:] - sums[:-size, size:] - sums[size:, :-size] + sums[:-size, :-size]
+    return inside
 
 
 def _png(pixels: np.ndarray) -> bytes:

@@ -175,11 +175,13 @@ def test_linear_probe_repeats_from_its_seed_and_leaves_torch_alone():
     assert not np.array_equal(first.weight_CD, other.weight_CD)
 
 
-def test_scale_and_shift_of_the_features_do_not_matter():
+@pytest.mark.parametrize("scale", [1e-3, 1e3])
+def test_scale_and_shift_of_the_features_do_not_matter(scale):
     features, labels = clusters(rows=300, spread=2.0)
-    plain, moved = fit(features, labels), fit(features * 1000 + 50, labels)
+    moved_features = (features + 5) * np.float32(scale)
+    plain, moved = fit(features, labels), fit(moved_features, labels)
     np.testing.assert_allclose(moved.weight_CD, plain.weight_CD, atol=1e-4)
-    np.testing.assert_allclose(moved.predict(features * 1000 + 50), plain.predict(features), atol=1e-3)
+    np.testing.assert_allclose(moved.predict(moved_features), plain.predict(features), atol=1e-3)
 
 
 def test_features_are_standardised_by_all_training_rows():

@@ -16,7 +16,7 @@ from storage.tracking import Tracking, TrackingAway
 
 
 def wait_until(holds: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while not holds():
         assert time.monotonic() < deadline
         time.sleep(0.02)
@@ -31,7 +31,7 @@ def test_a_refusal_shows_no_secret(
         "http://ann:s3cret@127.0.0.1:9/?token=s3cret", artifact_location=None, init_lock=tmp_path / "lock"
     )
     courier = Courier(closed, outbox)
-    assert not courier.close(timeout=20)
+    assert not courier.close(timeout=60)
     assert isinstance(courier.error, TrackingAway)
     assert courier.error.__cause__ is None and "127.0.0.1:9" in str(courier.error)
     known = Tracking(
@@ -40,14 +40,8 @@ def test_a_refusal_shows_no_secret(
     assert known.deliver(outbox)
     kept = [outbox.folder.read(name).decode() for name in outbox.folder.files()]
     run = desk.run_of(server.tracking, outbox).to_dictionary()
-    for text in (
-        caplog.text,
-        str(courier.error),
-        repr(closed.uri),
-        str(kept),
-        str(run),
-        str(known.receipts.run_url(outbox)),
-    ):
+    url = known.receipts.run_url(outbox)
+    for text in (caplog.text, str(courier.error), closed.uri, str(kept), str(run), str(url)):
         assert "s3cret" not in text and "ann:" not in text
 
 
@@ -60,7 +54,7 @@ def test_a_courier_sends_after_each_signal(desk: Any, sqlite: Tracking) -> None:
         wait_until(lambda: sqlite.receipts.is_complete(outbox, parent=None))
         desk.assert_each_row_once(sqlite, outbox, steps=list(range(step + 1)))
     outbox.finish("FINISHED")
-    assert courier.close(timeout=20)
+    assert courier.close(timeout=60)
     assert desk.run_of(sqlite, outbox).info.status == "FINISHED"
 
 
@@ -103,7 +97,7 @@ def test_an_outage_loses_nothing_and_doubles_nothing(
     courier.signal()
     wait_until(lambda: courier.error is not None)
     outbox.finish("FINISHED")
-    assert not courier.close(timeout=30)
+    assert not courier.close(timeout=60)
     said = [entry.getMessage() for entry in caplog.records if entry.name == "storage.courier"]
     assert len(said) == 2 and "6 metric rows wait" in said[1] and str(outbox.folder.path) in said[1]
 

@@ -5,6 +5,8 @@ import pickle
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
@@ -31,8 +33,8 @@ def put(root: Path, files: dict[str, bytes]) -> Path:
 
 
 def indexed(place: Path, folder: Path, **settings) -> DatasetIndex:
-    """The index of an image folder, without the stage that makes one."""
-    source = DatasetConfig(name="photos", format="image_folder", **settings)
+    """The index of a dataset, an image folder by default, without the stage that makes one."""
+    source = DatasetConfig(**{"name": "photos", "format": "image_folder"} | settings)
     opened = open_source(source, place=place)
     entries = list(opened.entries())
     probes = [probe(entry.data) for entry in entries]
@@ -113,6 +115,17 @@ def test_repeats_are_numbered_by_label_and_not_by_name(tmp_path):
         assert [index.row_ids()[row][-2:] for row in repeated] == ["-0", "-1", "-2"]
         assert index.labels()[repeated].tolist() == [0, 0, 1]
         assert index.repeats == (2, 0, 1)
+        digests.append(index.digest)
+    assert digests[0] == digests[1]
+
+
+def test_the_order_of_rows_in_a_table_does_not_decide_which_repeat_is_which(tmp_path):
+    digests = []
+    for labels in ([1, 0], [0, 1]):
+        table = pa.table({"image": [png(1), png(1)], "label": labels})
+        pq.write_table(table, tmp_path / "train.parquet")
+        index = indexed(tmp_path / "train.parquet", tmp_path / f"index{labels[0]}", format="parquet")
+        assert (index.labels().tolist(), index.repeats.under_two_labels) == ([0, 1], 1)
         digests.append(index.digest)
     assert digests[0] == digests[1]
 

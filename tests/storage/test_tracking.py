@@ -259,7 +259,7 @@ def test_two_processes_begin_a_fresh_database_at_once_and_in_silence(tmp_path: P
         )
         for name in ("a", "b")
     ]
-    outputs = [process.communicate(timeout=60)[0].decode() for process in processes]
+    outputs = [process.communicate(timeout=120)[0].decode() for process in processes]
     assert outputs == ["", ""]
     assert [process.returncode for process in processes] == [0, 0]
 

@@ -89,6 +89,9 @@ def test_each_tile_is_normalised_by_itself_over_all_channels(tile_scale):
     ).byte()
     values = method.prepare(tiles).flatten(1)
     torch.testing.assert_close(values.mean(1), torch.zeros(3), atol=1e-4, rtol=0)
+    pixels = tiles.numpy().reshape(3, -1).astype(np.float64)
+    expected = tile_scale * (pixels - pixels.mean(1, keepdims=True)) / pixels.std(1, keepdims=True)
+    np.testing.assert_allclose(values.numpy(), expected, atol=1e-4)
     torch.testing.assert_close(values.var(1, correction=0), torch.full((3,), tile_scale**2))
 
 

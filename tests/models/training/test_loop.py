@@ -64,8 +64,13 @@ def tiny_backbone():
 
 def read_epoch(epoch, start):
     torch.rand(1)  # as a DataLoader does when it starts
+    return batches(epoch, start)
+
+
+def batches(epoch, start):
     for number in range(start, STEPS_PER_EPOCH):
         x = torch.randn(2, 3, generator=torch.Generator().manual_seed(100 * epoch + number))
+        torch.rand(number + 1)
         yield Batch({"x": x}, torch.arange(2))
 
 
