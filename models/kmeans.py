@@ -4,7 +4,7 @@ Memory is a few (K, D) arrays and one chunk, whatever the number of rows. The re
 on the order and size of the chunks, on nothing else: labels come from `NearestCentroid`, sums are float64 in
 chunk order. (Sums of float16 features are even exact, and so free of that order, while they stay below 2^29.)
 
-Shapes: N rows of one chunk, D width, K clusters, U clusters used in a block of rows.
+Shapes: N rows of one chunk, D width, K clusters.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -12,12 +12,11 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 from pydantic import BaseModel, Field, NonNegativeInt, PositiveInt
-from scipy import sparse
 
-from models.nearest import Nearest, NearestCentroid
+from models.kmeans_pass import FarRows, Pass
+from models.nearest import NearestCentroid
 
 SPLIT = 1 / 1024
-SUM_BYTES = 16 << 20  # of float64 rows summed at once; part of the result, as it fixes the order of additions
 
 
 class KMeansConfig(BaseModel, frozen=True, extra="forbid"):
@@ -91,78 +90,6 @@ class Iteration(NamedTuple):
     final: bool
 
 
-class _FarRows:
-    """The rows farthest from their centroids, as many as clusters may still turn out to be empty."""
-
-    def __init__(self, width: int) -> None:
-        self.distance = np.empty(0, np.float32)
-        self.cluster = np.empty(0, np.int64)
-        self.rows = np.empty((0, width), np.float32)
-
-    def offer(self, chunk_ND: np.ndarray, near: Nearest, *, room: int) -> None:
-        """Keep the `room` farthest of what is held and what comes; the earlier of equals."""
-        top = np.argsort(-near.distance, kind="stable")[:room]
-        distance = np.concatenate([self.distance, near.distance[top]])
-        keep = np.argsort(-distance, kind="stable")[:room]
-        self.distance = distance[keep]
-        self.cluster = np.concatenate([self.cluster, near.cluster[top]])[keep]
-        self.rows = np.concatenate([self.rows, chunk_ND[top].astype(np.float32)])[keep]
-
-
-class _Pass:
-    """Sums, sizes and squared norms of one pass over the rows."""
-
-    def __init__(self, num_clusters: int, width: int) -> None:
-        self.sums_KD = np.zeros((num_clusters, width))
-        self.sizes_K = np.zeros(num_clusters, np.int64)
-        self.squares = 0.0
-        self.far = _FarRows(width)
-
-    def add(self, chunk_ND: np.ndarray, cluster_N: np.ndarray) -> None:
-        """Take in one chunk."""
-        self.sizes_K += np.bincount(cluster_N, minlength=len(self.sizes_K))
-        block_rows = max(1, SUM_BYTES // (8 * chunk_ND.shape[1]))
-        for begin in range(0, len(chunk_ND), block_rows):
-            block = slice(begin, begin + block_rows)
-            rows_ND = chunk_ND[block].astype(np.float64)
-            used_U, sums_UD = sums_by_cluster(rows_ND, cluster_N[block])
-            self.sums_KD[used_U] += sums_UD
-            self.squares += float(np.einsum("nd,nd->n", rows_ND, rows_ND).sum())
-
-    def inertia(self, centroids_KD: np.ndarray) -> float:
-        """Sum of |x - c|^2 as that of |x|^2 - 2 x.c + |c|^2: the sums are at hand, the distances need not be.
-
-        Float64 leaves an error of about 1e-16 of the sum of |x|^2.
-        """
-        centroids_KD = centroids_KD.astype(np.float64)
-        products_K = np.einsum(
-            "kd,kd->k", centroids_KD, self.sizes_K[:, None] * centroids_KD - 2 * self.sums_KD
-        )
-        return max(0.0, self.squares + float(products_K.sum()))
-
-
-def sums_by_cluster(rows_ND: np.ndarray, cluster_N: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Sum the rows of each cluster that has any.
-
-    A sparse product adds each cluster's rows one after the other, in row order, in float64: as exact as
-    `np.add.at` and the same bytes, at a fraction of its time.
-
-    Args:
-        rows_ND: (N, D) float64.
-        cluster_N: (N,) int64.
-    Returns:
-        The clusters present, ascending, (U,) int64, and their sums, (U, D) float64.
-    """
-    order_N = np.argsort(cluster_N, kind="stable")
-    sorted_N = cluster_N[order_N]
-    begin_U = np.flatnonzero(np.diff(sorted_N, prepend=-1))
-    bounds = np.append(begin_U, len(order_N))
-    members_UN = sparse.csr_array(
-        (np.ones(len(order_N)), order_N, bounds), shape=(len(begin_U), len(order_N))
-    )
-    return sorted_N[begin_U], members_UN @ rows_ND
-
-
 def lloyd(
     read_chunks: Callable[[], Iterable[np.ndarray]],
     state: LloydState,
@@ -189,43 +116,44 @@ def lloyd(
     """
     if len(state.centroids_KD) != config.num_clusters:
         raise ValueError(
-            f"The state must hold num_clusters centroids. Got {len(state.centroids_KD)}, and num_clusters is "
-            f"{config.num_clusters}. Start anew with choose_start."
+            f"The state must hold num_clusters = {config.num_clusters} centroids. "
+            f"Got {len(state.centroids_KD)}. Start anew with choose_start."
         )
     while True:
         final = state.converged or state.number >= config.iterations
         find = NearestCentroid(state.centroids_KD, engine=engine, device=device, precision=precision)
-        found = _Pass(*state.centroids_KD.shape)
-        num_rows = 0
+        found = Pass(*state.centroids_KD.shape)
         for chunk_ND in read_chunks():
-            if config.empty == "farthest" and not final:
-                near = find(chunk_ND, margin=False, first_row=num_rows)
-                found.add(chunk_ND, near.cluster)
-                found.far.offer(chunk_ND, near, room=int((found.sizes_K == 0).sum()))
-            else:
-                found.add(chunk_ND, find.assign(chunk_ND, first_row=num_rows))
-            num_rows += len(chunk_ND)
-        if num_rows < len(found.sizes_K):
+            found.add(chunk_ND, find, keep_far=config.empty == "farthest" and not final)
+        if found.num_rows < config.num_clusters:
             raise ValueError(
-                f"k-means needs at least as many rows as clusters. Got {num_rows} rows, "
-                f"{len(found.sizes_K)} clusters. Lower num_clusters, add images, or check that every pass "
+                f"k-means needs at least as many rows as clusters. Got {found.num_rows} rows, "
+                f"{config.num_clusters} clusters. Lower num_clusters, add images, or check that every pass "
                 "can read the rows anew."
             )
-        inertia = found.inertia(state.centroids_KD)
         if final:
+            inertia = found.inertia(state.centroids_KD)
             yield Iteration(state, found.sizes_K, inertia, shift=0.0, repairs=(), final=True)
             return
-        centroids_KD, repairs = _update(found, state.centroids_KD, empty=config.empty)
-        shift = float(np.linalg.norm(centroids_KD.astype(np.float64) - state.centroids_KD))
-        # A repair may raise the inertia of the next pass: neither it nor the rise is a sign of convergence.
-        little_gained = (1 - config.tolerance) * state.inertia <= inertia <= state.inertia
-        repaired = any(repair.action != "kept" for repair in repairs)
-        converged = shift == 0 or (config.tolerance > 0 and little_gained and not repaired)
-        state = LloydState(centroids_KD, state.number + 1, inertia, converged)
-        yield Iteration(state, found.sizes_K, inertia, shift, repairs, final=False)
+        iteration = _advance(state, found, config)
+        state = iteration.state
+        yield iteration
 
 
-def _update(found: _Pass, used_KD: np.ndarray, *, empty: str) -> tuple[np.ndarray, tuple[Repair, ...]]:
+def _advance(state: LloydState, found: Pass, config: KMeansConfig) -> Iteration:
+    """Move the centroids and tell whether that was the last time."""
+    inertia = found.inertia(state.centroids_KD)
+    centroids_KD, repairs = _update(found, state.centroids_KD, empty=config.empty)
+    shift = float(np.linalg.norm(centroids_KD.astype(np.float64) - state.centroids_KD))
+    # A repair may raise the inertia of the next pass: neither it nor the rise is a sign of convergence.
+    little_gained = (1 - config.tolerance) * state.inertia <= inertia <= state.inertia
+    repaired = any(repair.action != "kept" for repair in repairs)
+    converged = shift == 0 or (config.tolerance > 0 and little_gained and not repaired)
+    after = LloydState(centroids_KD, state.number + 1, inertia, converged)
+    return Iteration(after, found.sizes_K, inertia, shift, repairs, final=False)
+
+
+def _update(found: Pass, used_KD: np.ndarray, *, empty: str) -> tuple[np.ndarray, tuple[Repair, ...]]:
     """Mean of each cluster, and centroids for the empty ones by the policy, (K, D) float32."""
     empties = np.flatnonzero(found.sizes_K == 0)
     sums_KD, sizes_K = found.sums_KD, found.sizes_K.copy()
@@ -248,7 +176,7 @@ def _update(found: _Pass, used_KD: np.ndarray, *, empty: str) -> tuple[np.ndarra
     return centroids_KD, tuple(repairs)
 
 
-def _far_moves(empties: np.ndarray, far: _FarRows, sizes_K: np.ndarray) -> dict[int, int]:
+def _far_moves(empties: np.ndarray, far: FarRows, sizes_K: np.ndarray) -> dict[int, int]:
     """Which far row each empty cluster takes: the farthest first, never a row on its centroid or a last row.
 
     Source: scikit-learn `_relocate_empty_clusters_dense` (sklearn/cluster/_k_means_common.pyx).

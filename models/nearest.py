@@ -39,7 +39,7 @@ class Nearest(NamedTuple):
 
 
 class Pairs:
-    """Candidate pairs (P,), ordered by row, then centroid, and where each row's begin and how many they are, (B,)."""
+    """Candidate pairs (P,), by row, then centroid; where each row's begin and how many they are, (B,)."""
 
     def __init__(self, row_P: np.ndarray, cluster_P: np.ndarray) -> None:
         self.row_P, self.cluster_P = row_P, cluster_P
@@ -165,12 +165,8 @@ class NearestCentroid:
         Raises:
             ValueError: wrong width or dtype, or a row that is not finite (its number is named).
         """
-        shape = len(features_ND)
-        cluster_N, distance_N, margin_N = (
-            np.empty(shape, np.int64),
-            np.empty(shape, np.float32),
-            np.empty(shape, np.float32),
-        )
+        cluster_N = np.empty(len(features_ND), np.int64)
+        distance_N, margin_N = np.empty((2, len(features_ND)), np.float32)
         for begin, rows_BD in self._blocks(features_ND, first_row=first_row):
             for pairs in self._pairs(rows_BD, wanted=2 if margin else 1):
                 row_B = begin + pairs.row_P[pairs.start_B]
@@ -178,7 +174,7 @@ class NearestCentroid:
         return Nearest(cluster_N, distance_N, margin_N if margin else None)
 
     def assign(self, features_ND: np.ndarray, *, first_row: int = 0) -> np.ndarray:
-        """Find the id of each row's nearest centroid alone, (N,) int64: faster, and the ids of a full call."""
+        """Find only the id of each row's nearest centroid, (N,) int64: the ids of a call, sooner."""
         cluster_N = np.empty(len(features_ND), np.int64)
         for begin, rows_BD in self._blocks(features_ND, first_row=first_row):
             for pairs in self._pairs(rows_BD, wanted=1):
@@ -216,7 +212,7 @@ class NearestCentroid:
             shifted_BD = shifted_BD[torch.from_numpy(found.open_B).to(self.device)]
 
     def _decide(self, rows_BD: Tensor, pairs: Pairs) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Cluster, float64 distance and margin of each row that has pairs; the lowest id wins among equals."""
+        """Cluster, distance and margin of each row that has pairs; the lowest id wins among equals."""
         score_P = self._rescore(rows_BD, pairs)
         distance_B = np.minimum.reduceat(score_P, pairs.start_B)
         is_best_P = score_P == np.repeat(distance_B, pairs.count_B)

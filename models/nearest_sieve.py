@@ -101,7 +101,7 @@ class TorchSieve:
         self.operand_KW[:, -1] = self.residual_K
 
     def _rounded(self, shifted: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The operand with room for 5 columns, its norm before rounding, and that of what rounding takes away."""
+        """The operand with room for 5 columns, its norm before rounding, and the norm of what that loses."""
         rows, width = shifted.shape
         operand = torch.empty(rows, width + 5, dtype=self.dtype, device=self.device)
         operand[:, :width] = shifted

@@ -64,8 +64,8 @@ class Tracking:
 
     Args:
         uri: tracking URI, a database's with an absolute path (`sqlite:////home/me/.graft/mlflow.db`).
-        artifact_location: where new experiments keep their files; None leaves it to the server.
-        init_lock: file that keeps two processes from making the tables of a fresh database at once.
+        artifact_location: where files of experiments go; None: the server's choice, or beside a SQLite file.
+        init_lock: file that keeps two processes from making a fresh SQLite file at once.
     Attributes:
         uri: the tracking URI without secrets, to be shown.
         receipts: what was sent, as the outboxes' own files tell.
@@ -73,7 +73,10 @@ class Tracking:
 
     def __init__(self, uri: str, *, artifact_location: str | None, init_lock: Path) -> None:
         self._uri = uri
-        self._artifact_location = artifact_location
+        database = self._sqlite_file()
+        # MLflow's own choice is the folder in which the command happens to run.
+        beside = str(database.absolute().parent / "mlflow-artifacts") if database is not None else None
+        self._artifact_location = artifact_location or beside
         self._init_lock = init_lock
         self._opening = threading.Lock()
         self._opened: MlflowClient | None = None
@@ -129,11 +132,10 @@ class Tracking:
         receipt = self.receipts.read(outbox)
         if receipt is not None and receipt.run_id in {run.info.run_id for run in runs}:
             return receipt
-        run = runs[0] if runs else None
-        if run is None:
+        if not runs:
             experiment, tags = self._experiment(record.experiment), {UID_TAG: record.uid}
-            run = self._client().create_run(experiment, record.start_time, tags, run_name=record.name)
-        receipt = Receipt(run_id=run.info.run_id, experiment_id=run.info.experiment_id)
+            runs = [self._client().create_run(experiment, record.start_time, tags, run_name=record.name)]
+        receipt = Receipt(run_id=runs[0].info.run_id, experiment_id=runs[0].info.experiment_id)
         self.receipts.keep(outbox, receipt)
         return receipt
 

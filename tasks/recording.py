@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from storage.artifact import Marker
 from storage.courier import Courier
 from storage.folder import Folder
+from storage.lease import Lease
 from storage.outbox import Outbox, RunInput, RunRecord, now_ms
 from storage.store import MARKER, Store
 from storage.tracking import KEY_TAG, URI_TAG, Tracking, TrackingAway
@@ -131,11 +132,14 @@ class MlflowRecorder:
         self._experiment = experiment
         self._pipelines = pipelines
         self._parent: Outbox | None = None
+        self._alive: Lease | None = None
         self._warned = False
 
     def begin(self, *, params: Mapping[str, Any], tags: Mapping[str, str]) -> None:
         """Open the run of a pipeline; steps recorded from here on lie below it."""
         uid = uuid.uuid4().hex
+        self._alive = self._pipeline_lease(uid)
+        self._alive.__enter__()
         self._parent = Outbox(self._pipelines / uid)
         self._parent.open(
             RunRecord(
@@ -154,9 +158,18 @@ class MlflowRecorder:
             return
         status = "FINISHED" if error is None else "FAILED" if isinstance(error, Exception) else "KILLED"
         self._parent.finish(status)
-        if Courier(self.tracking, self._parent).close(timeout=DELIVERY_SECONDS):
-            shutil.rmtree(self._parent.folder.path)
+        self._deliver_pipeline(self._parent)
         self._parent = None
+        if self._alive is not None:
+            self._alive.__exit__(None, None, None)
+
+    def _deliver_pipeline(self, outbox: Outbox) -> None:
+        if Courier(self.tracking, outbox).close(timeout=DELIVERY_SECONDS):
+            shutil.rmtree(outbox.folder.path)
+
+    def _pipeline_lease(self, uid: str) -> Lease:
+        """Held while the process of a pipeline lives."""
+        return Lease(Folder(self._pipelines.path.parent / "leases"), uid, wait=0)
 
     def open(self, folder: Folder, *, step: str, look: Lookup[Any]) -> MlflowRecord:
         outbox = Outbox(folder)
@@ -199,19 +212,26 @@ class MlflowRecorder:
 
     def settle(self, store: Store) -> None:
         """Send what runs before this one could not: they were killed after their commit, or MLflow was away."""
+        for folder in _folders(self._pipelines.path):
+            self._settle_pipeline(Outbox(folder))
         for folder in _folders(store.root / "work"):
             marker = store.committed_attempt(folder.path.name)
             if marker is not None:
                 self._settle_stage(store, marker)
-        for folder in _folders(self._pipelines.path):
-            outbox = Outbox(folder)
-            if outbox.end() is not None and Courier(self.tracking, outbox).close(timeout=DELIVERY_SECONDS):
-                shutil.rmtree(folder.path)
+
+    def _settle_pipeline(self, outbox: Outbox) -> None:
+        try:
+            with self._pipeline_lease(outbox.folder.path.name):
+                if outbox.end() is None:
+                    outbox.finish("KILLED")
+                self._deliver_pipeline(outbox)
+        except TimeoutError:
+            # Its own process is still at it.
+            return
 
     def _settle_stage(self, store: Store, marker: Marker) -> None:
         try:
-            lease = store.lease(marker.key, wait=0)
-            with lease:
+            with store.lease(marker.key, wait=0):
                 outbox = Outbox(store.work_folder(marker.key) / "outbox")
                 if outbox.record() is not None:
                     data = store.artifact_folder(marker.key) / marker.data

@@ -15,8 +15,8 @@ from models.kmeans import (
     Repair,
     cluster_health,
     lloyd,
-    sums_by_cluster,
 )
+from models.kmeans_pass import sums_by_cluster
 from models.kmeans_start import choose_start
 
 Chunks = Callable[[], Iterator[np.ndarray]]
@@ -137,21 +137,20 @@ def test_stops_when_no_centre_moves_and_earlier_with_a_tolerance() -> None:
 
 
 def far_start() -> tuple[np.ndarray, np.ndarray]:
-    """Two groups of rows, 6 at 0 .. 5 and 3 at 100 .. 102, and four centroids of which two get nothing."""
-    rows_ND = np.array(
-        [[0, 1], [1, 1], [2, 1], [3, 1], [4, 1], [5, 1], [100, 1], [101, 1], [102, 1]], np.float32
-    )
+    """Two groups of rows, 6 at 0 .. 5 and 4 at 100 .. 103, and four centroids of which two get nothing."""
+    places = [0, 1, 2, 3, 4, 5, 100, 101, 102, 103]
+    rows_ND = np.array([[place, 1] for place in places], np.float32)
     return rows_ND, np.array([[0, 1], [9e3, 0], [100, 1], [8e3, 0]], np.float32)
 
 
 def test_empty_cluster_splits_the_largest_as_faiss_does() -> None:
     rows_ND, start_KD = far_start()
     first = run(rows_ND, start_KD, iterations=1)[0]
-    assert first.sizes_K.tolist() == [6, 0, 3, 0]
-    # 6 halve to 3 and 3, so that the lowest id of three clusters with 3 gives next.
-    assert first.repairs == (Repair(1, "split", 0), Repair(3, "split", 0))
+    assert first.sizes_K.tolist() == [6, 0, 4, 0]
+    # Split, the first counts 3, so the next donor is the one with 4.
+    assert first.repairs == (Repair(1, "split", 0), Repair(3, "split", 2))
     up, down = 1 + 1 / 1024, 1 - 1 / 1024
-    expected_KD = [[2.5 * down * down, up * up], [2.5 * up, down], [101, 1], [2.5 * down * up, up * down]]
+    expected_KD = [[2.5 * down, up], [2.5 * up, down], [101.5 * down, up], [101.5 * up, down]]
     np.testing.assert_allclose(first.state.centroids_KD, expected_KD, rtol=1e-6)
 
 
@@ -160,7 +159,7 @@ def test_empty_cluster_takes_the_farthest_row_from_its_donor() -> None:
     for size in (2, 9):
         first = run(rows_ND, start_KD, iterations=1, empty="farthest", size=size)[0]
         assert first.repairs == (Repair(1, "moved", 0), Repair(3, "moved", 0))
-        np.testing.assert_allclose(first.state.centroids_KD, [[1.5, 1], [5, 1], [101, 1], [4, 1]])
+        np.testing.assert_allclose(first.state.centroids_KD, [[1.5, 1], [5, 1], [101.5, 1], [4, 1]])
     theirs = KMeans(4, init=start_KD, n_init=1, max_iter=1, tol=0).fit(rows_ND)
     np.testing.assert_allclose(
         np.sort(theirs.cluster_centers_, axis=0), np.sort(first.state.centroids_KD, axis=0), rtol=1e-6
@@ -181,6 +180,32 @@ def test_repairs_leave_no_empty_cluster(empty: str) -> None:
     assert (run(rows_ND, start_KD, iterations=15, empty=empty)[-1].sizes_K > 0).all()
 
 
+def test_farthest_row_is_not_taken_from_a_cluster_of_one() -> None:
+    rows_ND = np.array([[0], [1], [2], [50]], np.float32)
+    start_KD = np.array([[0], [99], [900]], np.float32)
+    first = run(rows_ND, start_KD, iterations=1, empty="farthest")[0]
+    assert first.sizes_K.tolist() == [3, 1, 0]
+    assert first.repairs == (Repair(2, "moved", 0),)
+    assert first.state.centroids_KD.ravel().tolist() == [0.5, 50, 2]
+
+
+@pytest.mark.parametrize(
+    ("empty", "before", "stops"),
+    [
+        ("keep", 1.001, True),
+        ("keep", 1.2, False),
+        ("keep", 0.999, False),
+        ("split_largest", 1.001, False),
+    ],
+)
+def test_neither_a_repair_nor_a_rise_counts_as_converged(empty: str, before: float, stops: bool) -> None:
+    rows_ND, start_KD = far_start()
+    inertia = run(rows_ND, start_KD, iterations=1)[0].inertia
+    config = KMeansConfig(num_clusters=4, tolerance=0.1, empty=empty)
+    first = next(lloyd(chunked(rows_ND), LloydState(start_KD, 1, inertia * before), config))
+    assert first.state.converged is stops
+
+
 def test_identical_rows_leave_nothing_to_repair_with() -> None:
     rows_ND = np.ones((10, 2), np.float32)
     start_KD = np.array([[1, 1], [5, 5]], np.float32)
@@ -192,7 +217,7 @@ def test_sums_are_those_of_add_at() -> None:
     rows_ND, cluster_N = rng.normal(size=(500, 7)).astype(np.float32), rng.integers(0, 40, 500) * 2
     expected_KD = np.zeros((80, 7))
     np.add.at(expected_KD, cluster_N, rows_ND.astype(np.float64))
-    used_U, sums_UD = sums_by_cluster(rows_ND, cluster_N)
+    used_U, sums_UD = sums_by_cluster(rows_ND.astype(np.float64), cluster_N)
     np.testing.assert_array_equal(used_U, np.unique(cluster_N))
     assert sums_UD.tobytes() == expected_KD[used_U].tobytes()
 
@@ -200,7 +225,8 @@ def test_sums_are_those_of_add_at() -> None:
 def test_sums_keep_what_float32_would_lose() -> None:
     rows_ND = np.full((4000, 1), 16777217.0, np.float32) + np.float32(2)
     final = run(rows_ND, rows_ND[:1], iterations=1)[-1]
-    assert final.state.centroids_KD[0, 0] == rows_ND[0, 0] and final.inertia == 0
+    assert final.state.centroids_KD[0, 0] == rows_ND[0, 0]
+    assert 0 <= final.inertia <= 1e-12 * (rows_ND.astype(np.float64) ** 2).sum()
 
 
 def test_chunks_are_read_one_at_a_time_and_once_a_pass() -> None:
@@ -242,7 +268,7 @@ def test_more_clusters_than_rows_is_refused() -> None:
     rows_ND = blobs(30)
     with pytest.raises(ValueError, match="Got 9 rows, 10 clusters. Lower num_clusters"):
         run(rows_ND[:9], rows_ND[:10])
-    with pytest.raises(ValueError, match="must hold num_clusters centroids. Got 3"):
+    with pytest.raises(ValueError, match="must hold num_clusters = 4 centroids. Got 3"):
         next(lloyd(chunked(rows_ND), LloydState(rows_ND[:3]), KMeansConfig(num_clusters=4)))
 
 

@@ -46,6 +46,10 @@ def adversarial(name: str) -> tuple[np.ndarray, np.ndarray]:
             return rng.integers(-2, 3, (300, 5)).astype(np.float32), rng.integers(-2, 3, (90, 5)).astype(
                 np.float32
             )
+        case "exact in bf16 but for the result":
+            half_KD = rng.integers(-8, 9, (45, 24)).astype(np.float32)
+            ends_KD = np.concatenate([half_KD, -half_KD])  # their mean is 0
+            return rng.integers(-8, 9, (300, 24)).astype(np.float32), ends_KD
         case "midpoints":
             ends_KD = rng.integers(-9, 9, (90, 24)).astype(np.float32)
             return (ends_KD[rng.integers(90, size=300)] + ends_KD[rng.integers(90, size=300)]) / 2, ends_KD
@@ -63,6 +67,7 @@ ADVERSARIES = [
     "one centroid far out",
     "float16",
     "integer lattice",
+    "exact in bf16 but for the result",
     "midpoints",
     "below float32's smallest squares",
     "width one",
@@ -103,6 +108,7 @@ def test_bytes_do_not_depend_on_engine_precision_batch_or_order(
             joined = Nearest(*map(np.concatenate, zip(*parts, strict=True)))
             assert_same_bytes(Nearest(*(column[:rows] for column in reference)), joined)
         assert_same_bytes(reference, Nearest(*(column[back_N] for column in find(features_ND[order_N]))))
+        assert find.assign(features_ND).tobytes() == reference.cluster.tobytes()
         without = find(features_ND, margin=False)
         assert without.margin is None
         assert_same_bytes(
@@ -123,6 +129,8 @@ def test_process_wide_reduced_precision_changes_nothing() -> None:
             torch.set_float32_matmul_precision(setting)
             assert_same_bytes(reference, NearestCentroid(centroids_KD)(features_ND))
             assert torch.get_float32_matmul_precision() == setting
+        # "medium" lets a product round its operands to bf16, whether this machine does so or not.
+        assert NearestCentroid(centroids_KD).sieves[0].operand_rounding >= 2.0**-8
     finally:
         torch.set_float32_matmul_precision(before)
 
@@ -177,11 +185,18 @@ def test_product_bounds_the_true_score(
 def test_sieve_keeps_few_candidates_on_ordinary_data() -> None:
     rng = np.random.default_rng(2)
     features_ND = rng.normal(size=(500, 8)) @ rng.normal(size=(8, 128)) + rng.normal(size=(500, 128))
-    rows_BD = torch.tensor(features_ND, dtype=torch.float32)
-    centroids_KD = rows_BD[:200] + 0.1
-    for sieve in NearestCentroid(centroids_KD.numpy(), precision="bf16").sieves:
-        found = sieve.candidates(rows_BD - centroids_KD.mean(dim=0), wanted=1)
+    rows_BD = torch.tensor(features_ND, dtype=torch.float32) + 1000
+    find = NearestCentroid((rows_BD[:200] + 0.1).numpy(), precision="bf16")
+    for sieve in find.sieves:
+        found = sieve.candidates(rows_BD - find.offset_D, wanted=1)
         assert len(found.row_P) + 200 * found.open_B.sum() < 3 * len(rows_BD)
+
+
+def test_rows_with_many_candidates_are_left_to_the_sharper_product() -> None:
+    features_ND, centroids_KD = adversarial("float16")
+    find = NearestCentroid(np.repeat(centroids_KD[:9], 10, axis=0), precision="bf16")
+    found = find.sieves[0].candidates(torch.tensor(features_ND) - find.offset_D, wanted=1)
+    assert found.open_B.all() and not len(found.row_P)
 
 
 def test_row_on_a_centroid_has_distance_zero() -> None:
@@ -220,7 +235,8 @@ def test_read_only_and_strided_features_are_accepted() -> None:
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 1e30])
-def test_bad_row_is_named(value: float) -> None:
+def test_bad_row_is_named(value: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(nearest_module, "MAX_BLOCK_BYTES", 4 * 3 * 100)
     find = NearestCentroid(np.zeros((2, 3), np.float32))
     features_ND = np.ones((1000, 3), np.float32)
     features_ND[[700, 900], 1] = value

@@ -38,3 +38,11 @@ def test_blocks_are_full_but_the_last(rows):
     assert [len(names) for _, names in pieces] == [5, 5, 5, 5, 3]
     assert np.array_equal(np.concatenate([names for _, names in pieces]), labels)
     assert np.array_equal(np.concatenate([piece for piece, _ in pieces])[:, 0], labels)
+
+
+def test_a_set_smaller_than_the_buffer_is_shuffled_whole():
+    rows = np.arange(1000)
+    chunks = cut(np.zeros((1000, 1), np.float32), rows, rows=30)
+    mixed = np.concatenate([piece for _, piece in shuffled(chunks, generator=np.random.default_rng(0))])
+    assert sorted(mixed) == list(rows)
+    assert abs(np.corrcoef(rows, mixed)[0, 1]) < 0.1

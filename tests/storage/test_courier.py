@@ -58,6 +58,27 @@ def test_a_courier_sends_after_each_signal(desk: Any, sqlite: Tracking) -> None:
     assert desk.run_of(sqlite, outbox).info.status == "FINISHED"
 
 
+def test_an_end_that_comes_during_a_delivery_is_sent_by_the_close(
+    desk: Any, sqlite: Tracking, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    outbox = desk.open()
+    deliver, begun, go_on = sqlite.deliver, threading.Event(), threading.Event()
+
+    def deliver_slowly(box: Outbox, *, parent: Outbox | None) -> bool:
+        done = deliver(box, parent=parent)
+        begun.set()
+        return go_on.wait(60) and done
+
+    monkeypatch.setattr(sqlite, "deliver", deliver_slowly)
+    courier = Courier(sqlite, outbox)
+    courier.signal()
+    assert begun.wait(60)
+    outbox.finish("FINISHED")
+    threading.Timer(0.2, go_on.set).start()
+    assert courier.close(timeout=60)
+    assert desk.run_of(sqlite, outbox).info.status == "FINISHED"
+
+
 def test_a_courier_that_hangs_holds_nobody_up(
     desk: Any, sqlite: Tracking, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -224,6 +224,13 @@ def test_a_file_that_is_gone_does_not_hold_up_the_run(
     assert "missing.json is not sent" in caplog.text
 
 
+def test_files_lie_beside_a_database_and_not_where_the_command_runs(desk: Any, sqlite: Tracking) -> None:
+    home = Path(sqlite.uri.removeprefix("sqlite:///")).parent
+    outbox = desk.open(experiment="beside")
+    assert Tracking(sqlite.uri, artifact_location=None, init_lock=home / "lock").deliver(outbox)
+    assert desk.run_of(sqlite, outbox).info.artifact_uri.startswith(str(home / "mlflow-artifacts"))
+
+
 def test_two_senders_at_once_make_one_run(desk: Any, sqlite: Tracking) -> None:
     outbox = desk.open()
     desk.log_steps(outbox, *range(3))
