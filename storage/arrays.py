@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,10 @@ from storage.folder import FileRecord, Folder
 
 # Zarr reads a whole inner chunk; 8 MB keeps a random read cheap and a scan at the disk's speed.
 INNER_CHUNK_BYTES = 8 * 2**20
+
+# What Zarr raises for damaged data and descriptions.
+READ_ERRORS = (ValueError, OSError, RuntimeError, KeyError, TypeError)
+REMEDY = "recompute the step that wrote it (--force)"
 
 # Zarr leaves out chunks that hold only zeros; then nobody could tell them from lost ones.
 zarr.config.set({"array.write_empty_chunks": True})
@@ -102,16 +107,28 @@ def read_group(folder: Folder) -> dict[str, Any]:
     Raises:
         CorruptFile: the group's file is missing or damaged.
     """
-    attributes: dict[str, Any] = folder.read_json("zarr.json")["attributes"]
+    try:
+        attributes: dict[str, Any] = folder.read_json("zarr.json")["attributes"]
+    except (FileNotFoundError, KeyError) as error:
+        raise CorruptFile(f"{folder.path / 'zarr.json'} must describe a Zarr group; {REMEDY}") from error
     return attributes
 
 
 class ArrayReader:
-    """Reads rows of a kept array; a damaged chunk is named, never returned."""
+    """Reads rows of a kept array; a damaged chunk is named, never returned.
+
+    Raises:
+        CorruptFile: the array's description is missing or damaged.
+    """
 
     def __init__(self, folder: Folder, name: str) -> None:
         self._where = folder.path / name
-        self._array = zarr.open_array(LocalStore(folder.path, read_only=True), path=name, mode="r")
+        try:
+            self._array = zarr.open_array(LocalStore(folder.path, read_only=True), path=name, mode="r")
+        except READ_ERRORS as error:
+            raise CorruptFile(
+                f"{self._where / 'zarr.json'} must describe a Zarr array: {error}; {REMEDY}"
+            ) from error
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -130,17 +147,30 @@ class ArrayReader:
         """Rows [start, stop) as they were written.
 
         Raises:
-            CorruptFile: a chunk fails its checksum or is cut short.
+            CorruptFile: a shard is missing, fails its checksum or is cut short; the message names its file.
         """
-        self._require_shards(start // self.shard_rows, -(-stop // self.shard_rows))
+        shards = range(start // self.shard_rows, -(-stop // self.shard_rows))
+        for shard in shards:
+            self._require_kept(shard)
         try:
             return np.asarray(self._array[start:stop])
-        except (ValueError, OSError, RuntimeError) as error:
-            raise CorruptFile(f"{self._where}, rows {start} to {stop}, must be intact: {error}") from error
+        except READ_ERRORS as error:
+            raise CorruptFile(f"{self._damaged(shards)} must be as it was written: {error}; {REMEDY}") from error
 
-    def _require_shards(self, first: int, last: int) -> None:
-        """Zarr reads a shard that is not there as zeros."""
-        for shard in range(first, last):
-            path = self._where.joinpath("c", str(shard), *["0"] * (len(self.shape) - 1))
-            if not path.is_file():
-                raise CorruptFile(f"the shard {path} is missing; recompute the step that wrote it (--force)")
+    def _file(self, shard: int) -> Path:
+        return self._where.joinpath("c", str(shard), *["0"] * (len(self.shape) - 1))
+
+    def _require_kept(self, shard: int) -> None:
+        """Zarr reads a shard that is missing or empty as zeros."""
+        path = self._file(shard)
+        if not path.is_file() or path.stat().st_size == 0:
+            raise CorruptFile(f"the shard {path} must be there, and is missing or empty; {REMEDY}")
+
+    def _damaged(self, shards: range) -> Path:
+        """The file of the first of these shards that cannot be read; the array's folder if all can, the second time."""
+        for shard in shards:
+            try:
+                self._array[shard * self.shard_rows : (shard + 1) * self.shard_rows]
+            except READ_ERRORS:
+                return self._file(shard)
+        return self._where

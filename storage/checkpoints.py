@@ -4,12 +4,24 @@ from __future__ import annotations
 
 import io
 import pickle
+import zipfile
+import zlib
 from typing import Any
 
 from storage.errors import CorruptFile
 from storage.folder import Folder
 
 CHECKPOINT = "checkpoint.pt"
+# What zipfile and torch raise for bytes that are no checkpoint.
+READ_ERRORS = (
+    RuntimeError,
+    pickle.UnpicklingError,
+    EOFError,
+    ValueError,
+    LookupError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
 
 
 def save_checkpoint(folder: Folder, state: dict[str, Any]) -> None:
@@ -38,10 +50,19 @@ def load_checkpoint(folder: Folder) -> dict[str, Any] | None:
     except FileNotFoundError:
         return None
     try:
+        _require_checksums(data)
         state: dict[str, Any] = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-    except (RuntimeError, pickle.UnpicklingError, EOFError) as error:
+    except READ_ERRORS as error:
+        reason = " ".join(str(error).split())[:300]
         raise CorruptFile(
-            f"{folder.path / CHECKPOINT} must be a checkpoint: {str(error).splitlines()[0]}. Remove the folder "
-            f"{folder.path} to begin this step anew"
+            f"{folder.path / CHECKPOINT} must be a checkpoint: {reason}. Remove the folder {folder.path} to begin this "
+            "step anew"
         ) from error
     return state
+
+
+def _require_checksums(data: bytes) -> None:
+    """torch writes the CRC-32 of every part and does not look at it when it reads."""
+    with zipfile.ZipFile(io.BytesIO(data)) as parts:
+        if damaged := parts.testzip():
+            raise zipfile.BadZipFile(f"the part {damaged} fails its checksum")

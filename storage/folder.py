@@ -82,11 +82,17 @@ class Folder:
                     stream.write(data)
                     stream.flush()
                     os.fsync(stream.fileno())
-                os.replace(temporary, target)
+                with self._admitted():
+                    os.replace(temporary, target)
             except BaseException:
                 temporary.unlink(missing_ok=True)
                 raise
-        return FileRecord(name, len(data), hashlib.sha256(data).hexdigest())
+        return FileRecord(name, memoryview(data).nbytes, hashlib.sha256(data).hexdigest())
+
+    @contextmanager
+    def _admitted(self) -> Iterator[None]:
+        """The block in which a written file gets its name; a folder with one writer keeps others out of it."""
+        yield
 
     def make(self) -> None:
         """Make the folder itself; nothing happens when it is there.
@@ -125,6 +131,11 @@ class Folder:
     def exists(self, name: str) -> bool:
         """Whether a file of that name is there."""
         return (self.path / name).is_file()
+
+    def has(self, record: FileRecord) -> bool:
+        """Whether a file is there with the size that its record says."""
+        path = self.path / record.path
+        return path.is_file() and path.stat().st_size == record.size
 
     def remove(self, name: str) -> None:
         """Remove one file; nothing happens when it is not there."""

@@ -9,7 +9,7 @@ import threading
 import time
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -152,14 +152,14 @@ class Lease:
 
     def _renew_until_stopped(self) -> None:
         while not self._stop.wait(self._seconds / 3):
-            with self._guard():
-                if not self._is_mine():
-                    return
-                try:
+            try:
+                with self._guard():
+                    if not self._is_mine():
+                        return
                     self._write()
-                except OSError:
-                    # A full disk: the lease may run out, and then the next check tells.
-                    continue
+            except OSError:
+                # A full disk: the lease may run out, and then the next check tells.
+                continue
 
 
 class LeasedFolder(Folder):
@@ -180,6 +180,10 @@ class LeasedFolder(Folder):
         """
         self._lease.check()
         return super().write(name, data)
+
+    def _admitted(self) -> AbstractContextManager[None]:
+        # The process may have stood still since the check, in the middle of the write.
+        return self._lease.held()
 
 
 def _is_dead(holder: dict[str, Any]) -> bool:

@@ -10,17 +10,25 @@ from storage.folder import FileRecord, Folder
 
 
 class Ledger:
-    """The committed units of one piece of work. A unit that is in the ledger is never done again."""
+    """The committed units of one piece of work. A unit that is in the ledger is never done again.
 
-    def __init__(self, folder: Folder) -> None:
+    Args:
+        folder: where the ledger's own files lie.
+        data: the folder that the files of the units were written to. A unit whose files are not all there is not done:
+            somebody removed them, or they belong to an older attempt.
+    """
+
+    def __init__(self, folder: Folder, *, data: Folder) -> None:
         self._folder = folder
         self._entries: dict[str, dict[str, Any]] = {}
         for name in folder.files():
             try:
-                self._entries[name.removesuffix(".json")] = folder.read_json(name)
+                entry = folder.read_json(name)
             except CorruptFile:
                 # Its unit is done again; that is always allowed.
                 continue
+            if all(data.has(FileRecord(*file)) for file in entry["files"]):
+                self._entries[name.removesuffix(".json")] = entry
 
     def __contains__(self, unit: str) -> bool:
         return unit in self._entries

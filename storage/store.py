@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import logging
 import shutil
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TypeVar
@@ -20,7 +21,7 @@ from pydantic import ValidationError
 
 from storage.artifact import Artifact, Marker
 from storage.errors import CorruptFile
-from storage.folder import Folder
+from storage.folder import Folder, writing
 from storage.lease import Lease, LeasedFolder
 
 log = logging.getLogger(__name__)
@@ -28,6 +29,7 @@ A = TypeVar("A", bound=Artifact)
 
 MARKER = "marker.json"
 ATTEMPT = "attempt.json"
+DROPPED_PREFIX = ".dropped-"
 
 
 class Store:
@@ -98,8 +100,14 @@ class Store:
         return marker if marker.data == attempt["data"] else None
 
     def drop_work(self, key: str) -> None:
-        """Remove the scratch state of a key."""
-        shutil.rmtree(self.work_folder(key).path, ignore_errors=True)
+        """Remove the scratch state of a key: all of it at once, so that no later work goes on from a part of it."""
+        work = self.work_folder(key).path
+        if work.is_dir():
+            with writing(self.root):
+                work.rename(self.root / f"{DROPPED_PREFIX}{uuid.uuid4().hex}")
+        # Also what a killed process left.
+        for dropped in self.root.glob(f"{DROPPED_PREFIX}*"):
+            shutil.rmtree(dropped, ignore_errors=True)
 
     def keys(self) -> Iterator[str]:
         """The keys of all artifacts that have a marker."""

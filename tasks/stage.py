@@ -101,7 +101,7 @@ class Work:
         self.data = data
         self.state = state
         self.runtime = context.runtime
-        self.ledger = Ledger(state / "ledger")
+        self.ledger = Ledger(state / "ledger", data=data)
         self._record = record
         self._reporter = context.reporter
         self._step = step

@@ -182,6 +182,14 @@ def test_product_bounds_the_true_score(
         assert upper - rounding - 2 * float(error_BK[b, k]) <= score
 
 
+def test_scores_one_bf16_step_apart_may_be_equal_before_rounding(monkeypatch: pytest.MonkeyPatch) -> None:
+    sieve = TorchSieve(torch.zeros(3, 4), torch.zeros(3).double(), dtype=torch.bfloat16, limit=3)
+    step = 2.0**-7
+    product_BK, none_B = torch.tensor([[1.0, 1 + step, 1 - step]]), torch.zeros(1, dtype=torch.bfloat16)
+    monkeypatch.setattr(sieve, "upper", lambda _: (product_BK, none_B, none_B))
+    assert sieve.candidates(torch.zeros(1, 4), wanted=1).cluster_P.tolist() == [0, 1]
+
+
 def test_sieve_keeps_few_candidates_on_ordinary_data() -> None:
     rng = np.random.default_rng(2)
     features_ND = rng.normal(size=(500, 8)) @ rng.normal(size=(8, 128)) + rng.normal(size=(500, 128))

@@ -1,0 +1,52 @@
+"""A process that has imported what is slow to import, and runs each `graft` command in a fork of itself.
+
+The fork runs the installed script with its own environment, files for stdout and stderr, and a real end, so that a
+command is what a user's is, seconds sooner. It reads one JSON object a line and answers with the exit code:
+
+    {"argv": [...], "env": {...}, "stdout": path, "stderr": path}
+
+Prefect is not imported here: it reads its settings from the environment when it is.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import runpy
+import sys
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot  # noqa: F401
+import mlflow  # noqa: F401
+
+import flows.pipeline  # noqa: F401
+import tasks.report_page  # noqa: F401
+
+
+def become(command: dict[str, Any]) -> None:
+    """Make this process the command; ends as the command does."""
+    os.environ.clear()
+    os.environ.update(command["env"])
+    for descriptor, place in ((0, os.devnull), (1, command["stdout"]), (2, command["stderr"])):
+        opened = os.open(place, os.O_RDWR | os.O_CREAT, 0o600)
+        os.dup2(opened, descriptor)
+        os.close(opened)
+    script = Path(sys.executable).with_name("graft")
+    sys.argv = [str(script), *command["argv"]]
+    runpy.run_path(str(script), run_name="__main__")
+
+
+def main() -> None:
+    for line in sys.stdin:
+        pid = os.fork()
+        if pid == 0:
+            become(json.loads(line))
+            return
+        _, status = os.waitpid(pid, 0)
+        sys.stdout.write(f"{os.waitstatus_to_exitcode(status)}\n")
+        sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main()
