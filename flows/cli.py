@@ -25,6 +25,9 @@ app = typer.Typer(
 )
 console = Console()
 errors = Console(stderr=True)
+INTERRUPTED = 128 + signal.SIGINT
+# A wrong option; of click, or of typer's own copy of it, as typer's version has it.
+UsageError: type[Exception] = typer.BadParameter.__mro__[1]
 
 RecipeName = Annotated[str, typer.Argument(help="A recipe that comes with Graft, or the path of a YAML file.")]
 Set = Annotated[list[str] | None, typer.Option("--set", help="Change a setting: STEP.key=value. May be repeated.")]
@@ -60,7 +63,7 @@ def run(
     pipeline = open_pipeline(request, runtime=runtime, record=orchestrator)
     planner = pipeline.plan()
     if not all_done(planner.steps, request.selection):
-        with TerminalReporter(console, total_steps=len(planner.steps)) as reporter:
+        with TerminalReporter(console, total_steps=len(request.only or planner.steps)) as reporter:
             if orchestrator:
                 _run_orchestrated(request, runtime, reporter)
             else:
@@ -68,8 +71,10 @@ def run(
                     on_start=reporter.start, on_done=reporter.done
                 )
         planner = pipeline.plan()
-    elif console.is_terminal:
-        console.print("Everything is there; nothing was computed.")
+    else:
+        pipeline.settle()
+        if console.is_terminal:
+            console.print("Everything is there; nothing was computed.")
     print_result(console, planner.steps)
 
 
@@ -117,21 +122,24 @@ def report(recipe: RecipeName, changes: Set = None, data: Data = None) -> None:
 
 
 @app.command()
-def verify(
-    recipe: RecipeName, changes: Set = None, data: Data = None
-) -> None:
+def verify(recipe: RecipeName, changes: Set = None, data: Data = None) -> None:
     """Check every byte of a recipe's artifacts against what was written."""
     from flows.pipeline import RunRequest, open_pipeline
+    from flows.plan import GONE
     from tasks.inspect_verify import damaged
 
     request = RunRequest(recipe=recipe, changes=tuple(changes or ()), data=_places(data))
     steps = open_pipeline(request, runtime=_runtime(data)).plan().steps
     artifacts = {step: known.artifact for step, known in steps.items() if known.artifact is not None}
-    found = damaged(artifacts)
+    gone = {step: known.reason for step, known in steps.items() if known.reason == GONE}
+    found = gone | damaged(artifacts)
     for step, reason in found.items():
-        errors.print(f"[red]damaged[/red] {step}: {reason}", soft_wrap=True)
-        errors.print(f"  recompute it: graft run {recipe} --force {step}", soft_wrap=True)
-    typer.echo(f"{len(artifacts) - len(found)} of {len(artifacts)} artifacts are intact")
+        errors.print("damaged", style="red", end=" ")
+        errors.print(
+            f"{step}: {reason}; graft run {recipe} --force {step}", soft_wrap=True, highlight=False, markup=False
+        )
+    checked = len(artifacts) + len(gone)
+    typer.echo(f"{checked - len(found)} of {checked} artifacts are intact; {len(steps) - checked} are not made yet")
     if found:
         raise typer.Exit(1)
 
@@ -155,28 +163,36 @@ def _runtime(data: list[str] | None) -> Any:
 
 
 def _fail(message: str) -> NoReturn:
-    errors.print(f"[red]error[/red] {message}", soft_wrap=True, highlight=False, markup=True)
+    _print_error(message)
     raise typer.Exit(1)
+
+
+def _print_error(message: str) -> None:
+    errors.print("error", style="red", end=" ")
+    errors.print(" ".join(message.split()), soft_wrap=True, highlight=False, markup=False)
 
 
 def main() -> None:
     """Run the command; errors of the user's are one line, and exit codes are honest."""
     handler = RichHandler(logging.WARNING, console=errors, show_path=False, show_time=False)
+    # How a run ended is said once, by this command.
+    handler.addFilter(lambda record: not record.name.startswith(("prefect.flow_runs", "prefect.task_runs")))
     logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler])
     signal.signal(signal.SIGTERM, _terminated)
     try:
-        app(standalone_mode=False)
-    except typer.Exit as error:
-        sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        errors.print("stopped; what was committed is kept. Run the same command again to go on")
-        sys.exit(130)
+        # The code of a typer.Exit comes back as a value, and so does that of Ctrl-C.
+        code = app(standalone_mode=False) or 0
+    except UsageError as error:
+        _print_error(f"{error}; see: graft --help")
+        sys.exit(2)
     except (ValueError, OSError, RuntimeError) as error:
         if os.environ.get("GRAFT_TRACEBACK"):
             raise
-        errors.print("error", style="red", end=" ")
-        errors.print(" ".join(str(error).split()), soft_wrap=True, highlight=False, markup=False)
+        _print_error(str(error))
         sys.exit(1)
+    if code == INTERRUPTED:
+        errors.print("stopped; what was committed is kept. Run the same command again to go on", soft_wrap=True)
+    sys.exit(code)
 
 
 def _terminated(number: int, _frame: Any) -> NoReturn:

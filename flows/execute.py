@@ -86,9 +86,10 @@ class Executor:
         self.results[step] = result
         self.history.note(step, result.artifact.key)
         self.on_done(step, result)
+        artifact: Artifact = result.artifact
         if step in self.selection.start or self._is_below(inputs):
-            self._below.add(id(result.artifact))
-        return result.artifact
+            self._below.add(id(artifact))
+        return artifact
 
     def _compute(
         self, step: str, stage: Stage[Any, Any], config: BaseModel, inputs: dict[str, Any]
@@ -100,10 +101,13 @@ class Executor:
         force = force and key not in self._forced
         if force:
             self._forced.add(key)
-        return self.around(
+        result = self.around(
             step,
             lambda: run_stage(stage, config, inputs=inputs, context=self.context, step=step, force=force),
         )
+        if result.reused:
+            self.context.recorder.reused(step, key)
+        return result
 
     def _is_below(self, inputs: dict[str, Any]) -> bool:
         return any(id(given) in self._below for given in inputs.values())

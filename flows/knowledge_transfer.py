@@ -59,15 +59,14 @@ def _evaluate(name: str, evaluation: Evaluation, encoders: dict[str, Any], run: 
     test = run(f"index_{name}_test", index_dataset, evaluation.test_data)
     results: dict[str, Any] = {}
     for who, encoder in encoders.items():
-        parts = {
-            part: run(f"extract_{name}_{who}_{part}", extract_features, evaluation.extract, encoder=encoder, images=images)
-            for part, images in (("train", train), ("test", test))
+        images = {"train_images": train, "test_images": test}
+        features = {
+            part: run(f"extract_{name}_{who}_{part}", extract_features, evaluation.extract, encoder=encoder, images=own)
+            for part, own in (("train", train), ("test", test))
         }
         step = f"probe_{name}_{who}"
-        results[step] = run(
-            step, probe_features, evaluation.probe, train=parts["train"], test=parts["test"], train_images=train, test_images=test
-        )
+        results[step] = run(step, probe_features, evaluation.probe, **features, **images)
         if evaluation.finetune is not None:
             step = f"finetune_{name}_{who}"
-            results[step] = run(step, finetune_encoder, evaluation.finetune, encoder=encoder, train_images=train, test_images=test)
+            results[step] = run(step, finetune_encoder, evaluation.finetune, encoder=encoder, **images)
     return results

@@ -17,7 +17,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -114,16 +114,24 @@ def _start(folder: Path) -> str:
         )
     (folder / "server.json").write_text(json.dumps({"pid": process.pid, "port": port}))
     url = f"http://127.0.0.1:{port}/api"
+    try:
+        _wait_for(url, process, log=log)
+    except BaseException:
+        # Also after Ctrl-C: nobody would use it, so nobody would stop it.
+        _stop(folder)
+        raise
+    return url
+
+
+def _wait_for(url: str, process: subprocess.Popen[bytes], *, log: Path) -> None:
     deadline = time.monotonic() + START_SECONDS
     while not _answers(url):
         if process.poll() is not None or time.monotonic() > deadline:
-            _stop(folder)
             raise ServerFailed(
                 f"the local Prefect server must start within {START_SECONDS:.0f} s and did not; its log is {log}. "
                 "Mend what it says, or run without it: --no-orchestrator"
             )
         time.sleep(0.2)
-    return url
 
 
 def _free_port() -> int:
@@ -157,10 +165,8 @@ def _signal_group(pid: int, number: int) -> None:
 
 def _is_prefect(pid: int) -> bool:
     """Whether that process lives and is the server: after a restart of the machine another may bear its number."""
-    try:
+    with suppress(ChildProcessError):
         os.waitpid(pid, os.WNOHANG)
-    except ChildProcessError:
-        pass
     command = Path(f"/proc/{pid}/cmdline")
     if not Path("/proc/self").exists():
         return True

@@ -73,7 +73,7 @@ class Pipeline:
         if not isinstance(recorder, MlflowRecorder):
             knowledge_transfer(self.recipe, executor)
             return executor.results
-        recorder.settle(self.context.store)
+        self.settle()
         recorder.begin(params=self.recipe.model_dump(mode="json"), tags={"graft.recipe": self.recipe.name})
         try:
             knowledge_transfer(self.recipe, executor)
@@ -82,6 +82,11 @@ class Pipeline:
             raise
         recorder.end(None)
         return executor.results
+
+    def settle(self) -> None:
+        """Send MLflow what earlier runs could not; does nothing when nothing waits."""
+        if isinstance(self.context.recorder, MlflowRecorder):
+            self.context.recorder.settle(self.context.store)
 
 
 def open_pipeline(

@@ -12,10 +12,11 @@ from pydantic import BaseModel
 from storage.artifact import Artifact, Marker
 from storage.errors import CorruptFile
 from storage.folder import Folder
-from storage.store import Store
+from storage.store import MARKER, Store
 from tasks.stage import PROGRESS, Context, Lookup, Stage, look_up
 
 State = Literal["done", "partial", "stale", "missing", "waits"]
+GONE = "its artifact is gone or damaged"
 
 
 @dataclass(frozen=True)
@@ -97,8 +98,8 @@ class Planner:
         if work.path.is_dir():
             return StepStatus(step, stage.name, "partial", _percent(work), "begun and not finished", None)
         before = self._history.get(step)
-        if before == look.key:
-            return StepStatus(step, stage.name, "missing", None, "its artifact is gone or damaged", None)
+        if before == look.key or self._context.store.artifact_folder(look.key).exists(MARKER):
+            return StepStatus(step, stage.name, "missing", None, GONE, None)
         reason = what_changed(self._context.store, before, look) if before else None
         if reason:
             return StepStatus(step, stage.name, "stale", None, reason, None)

@@ -61,10 +61,11 @@ def choose_start(sample_SD: np.ndarray, config: KMeansConfig) -> np.ndarray:
             f"Got {config.num_clusters} clusters, {len(distinct_K)} distinct rows among {len(sample_SD)}. "
             "Lower num_clusters, raise start_rows, or look for repeated images."
         )
-    if is_random:
-        return sample_SD[distinct_K]
-    _, chosen_K = kmeans_plusplus(sample_SD, config.num_clusters, random_state=config.seed % 2**32)
-    return sample_SD[chosen_K]
+    chosen_K: np.ndarray = distinct_K
+    if not is_random:
+        _, chosen_K = kmeans_plusplus(sample_SD, config.num_clusters, random_state=config.seed % 2**32)
+    start_KD: np.ndarray = sample_SD[chosen_K]
+    return start_KD
 
 
 def _first_distinct(sample_SD: np.ndarray, order_S: np.ndarray, *, limit: int) -> np.ndarray:

@@ -191,4 +191,4 @@ def _is_dead(holder: dict[str, Any]) -> bool:
         return True
     if holder["host"] != _host_identity() or holder["started"] is None:
         return False
-    return _process_start(holder["pid"]) != holder["started"]
+    return _process_start(holder["pid"]) != str(holder["started"])

@@ -43,6 +43,7 @@ def assign_labels(config: AssignLabelsConfig, work: Work, *, features: Features,
     for shard, start, stop in features.shards():
         if str(shard) not in work.ledger:
             near = nearest(reader.rows(start, stop), first_row=start)
+            assert near.margin is not None
             label = near.cluster
             if config.max_distance is not None:
                 label = np.where(near.distance <= config.max_distance, label, UNLABELLED)

@@ -32,8 +32,8 @@ def cluster_features(config: ClusterFeaturesConfig, work: Work, *, features: Fea
     layer = features.only_layer(config.layer)
     if config.num_clusters > features.num_rows:
         raise ValueError(
-            f"num_clusters must be at most the number of rows, {features.num_rows}, got {config.num_clusters}; lower it "
-            "(--set cluster_features.num_clusters=...) or cluster more images"
+            f"num_clusters must be at most the number of rows, {features.num_rows}, got {config.num_clusters}; "
+            "lower it (--set cluster_features.num_clusters=...) or cluster more images"
         )
     history = _History(work.load())
     state = history.state or LloydState(_start(features, layer, config))

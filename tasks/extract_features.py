@@ -34,7 +34,7 @@ class ExtractFeaturesConfig(BaseModel, frozen=True, extra="forbid"):
     @model_validator(mode="after")
     def _crop_fits(self) -> Self:
         if self.size > self.resize:
-            raise ValueError(f"size must be at most resize, got {self.size} and {self.resize}; crop less or resize to more")
+            raise ValueError(f"size must be at most resize, got {self.size} and {self.resize}; lower the first")
         return self
 
 
@@ -43,8 +43,8 @@ def extract_features(
     config: ExtractFeaturesConfig, work: Work, *, encoder: Encoder, images: DatasetIndex
 ) -> None:
     """Extract the features of every image, in the order of the index."""
-    description = encoder.description()
-    backbone = load_backbone(encoder).to(work.runtime.torch_device, memory_format=torch.channels_last).eval()
+    normalisation = encoder.description()["normalisation"]
+    backbone = load_backbone(encoder).to(work.runtime.torch_device).to(memory_format=torch.channels_last).eval()
     writer = _writer(config, work, backbone=backbone, encoder=encoder, images=images)
     starts = range(0, images.num_rows, config.shard_rows)
     missing = [shard for shard in range(len(starts)) if str(shard) not in work.ledger]
@@ -58,7 +58,7 @@ def extract_features(
     stream = batches(images, places, viewer=viewer, runtime=work.runtime)
     for shard in missing:
         rows = stops[shard] - starts[shard]
-        parts = _forward(stream, rows=rows, backbone=backbone, config=config, normalisation=description["normalisation"])
+        parts = _forward(stream, rows=rows, backbone=backbone, config=config, normalisation=normalisation)
         _require_finite(parts, first_row=starts[shard], row_ids=images.row_ids(), dtype=config.dtype)
         work.progress(stops[shard], images.num_rows, unit="images")
         work.commit(str(shard), records=writer.write(shard, parts))
@@ -83,7 +83,8 @@ def _writer(
     unknown = [layer for layer in config.layers if layer not in backbone.channels]
     if unknown:
         raise ValueError(
-            f"layers must be some of {', '.join(backbone.layers)} of {backbone.architecture.name}, got {', '.join(unknown)}"
+            f"layers of {backbone.architecture.name} must be some of {', '.join(backbone.layers)}, "
+            f"got {', '.join(unknown)}"
         )
     layers = {
         layer: {
@@ -98,7 +99,12 @@ def _writer(
 
 
 def _forward(
-    stream: Iterator[Batch], *, rows: int, backbone: Backbone, config: ExtractFeaturesConfig, normalisation: dict[str, list[float]]
+    stream: Iterator[Batch],
+    *,
+    rows: int,
+    backbone: Backbone,
+    config: ExtractFeaturesConfig,
+    normalisation: dict[str, list[float]],
 ) -> dict[str, np.ndarray]:
     """The pooled features of the next `rows` images, layer -> (rows, D)."""
     device = next(backbone.parameters()).device

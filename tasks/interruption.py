@@ -64,6 +64,6 @@ def deferred_signals() -> Iterator[Interruption]:
     try:
         yield interruption
     finally:
-        for number, handler in interruption._handlers.items():
-            signal.signal(number, handler)
+        for number in SIGNALS:
+            signal.signal(number, interruption._handlers[number])
     interruption.stop()

@@ -1,4 +1,4 @@
-"""Rows of a dataset to batches of tensors, decoded in worker processes, in an order that nothing but the seed decides."""
+"""Rows of a dataset to batches of tensors, decoded in worker processes, in an order that only the seed decides."""
 
 from __future__ import annotations
 
@@ -78,7 +78,6 @@ def batches(
         labels: (N,) int64 by row position, or None.
     """
     rows = _Rows(
-        
         index.images(runtime.place(index.name), runtime.cache),
         row_ids=index.row_ids(),
         viewer=viewer,
@@ -87,7 +86,7 @@ def batches(
     device = torch.device(runtime.torch_device)
     loader: DataLoader[Batch] = DataLoader(
         rows,  # type: ignore[arg-type]  # places are its indices
-        batch_sampler=places,  # type: ignore[arg-type]
+        batch_sampler=places,
         collate_fn=_collate,
         num_workers=runtime.workers,
         # Forked from a clean process: this one holds threads (of torch, of Prefect, of the courier to MLflow).

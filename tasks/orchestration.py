@@ -1,4 +1,4 @@
-"""The only door to Prefect below the flows: a step as a task run, its progress as an artifact, its result as a state."""
+"""The only door to Prefect below the flows: a step is a task run, its progress an artifact, its result a state."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ log = logging.getLogger(__name__)
 # An update costs some 10 ms of the stage's time.
 SECONDS_BETWEEN_UPDATES = 2.0
 RETRIES = 2
+RETRY_SECONDS = 5
 
 
 def as_task(step: str, call: Callable[[], StageResult[Any]]) -> StageResult[Any]:
@@ -38,27 +39,27 @@ def as_task(step: str, call: Callable[[], StageResult[Any]]) -> StageResult[Any]
         return Completed(data=result, name=name, message=f"{result.artifact!r} at {result.artifact.uri}")
 
     run = task(
-        body,
         name=step,
         task_run_name=step,
         cache_policy=NO_CACHE,
         persist_result=False,
         retries=RETRIES,
-        retry_delay_seconds=5,
+        retry_delay_seconds=RETRY_SECONDS,
         retry_condition_fn=_is_worth_a_retry,
-    )
-    state = run(return_state=True)
+    )(body)
+    state: Any = run(return_state=True)
     result: StageResult[Any] = state.result()
     return result
 
 
-def _is_worth_a_retry(_task: Any, _run: Any, state: State[Any]) -> bool:
+def _is_worth_a_retry(task: Any, _run: Any, state: State[Any]) -> bool:
     """Wrong input and a full disk are no better a minute later."""
     try:
         state.result()
     except (ValueError, StoreUnwritable):
         return False
-    except Exception:
+    except Exception as error:
+        log.warning("%s failed and is tried again in %d s: %s", task.name, RETRY_SECONDS, error)
         return True
     return False
 

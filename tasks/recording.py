@@ -156,8 +156,10 @@ class MlflowRecorder:
         """Close the run of the pipeline."""
         if self._parent is None:
             return
-        status = "FINISHED" if error is None else "FAILED" if isinstance(error, Exception) else "KILLED"
-        self._parent.finish(status)
+        if error is None:
+            self._parent.finish("FINISHED")
+        else:
+            self._parent.finish("FAILED" if isinstance(error, Exception) else "KILLED")
         self._deliver_pipeline(self._parent)
         self._parent = None
         if self._alive is not None:

@@ -18,7 +18,7 @@ def default_home() -> Path:
 
 
 class Runtime(BaseSettings):
-    """All settings of a machine, read from GRAFT_* variables; every variable of Prefect and MLflow follows from them."""
+    """All settings of a machine, read from GRAFT_* variables; those of Prefect and MLflow follow from them."""
 
     model_config = SettingsConfigDict(env_prefix="GRAFT_", frozen=True, extra="forbid")
 
@@ -31,7 +31,7 @@ class Runtime(BaseSettings):
         default_factory=lambda: max(1, (os.cpu_count() or 1) - 1), description="Processes that decode images."
     )
     batch_rows: PositiveInt = Field(256, description="Images a forward pass in extraction.")
-    kmeans_engine: Literal["torch", "faiss"] = Field("torch", description="What finds nearest centroids; equal results.")
+    kmeans_engine: Literal["torch", "faiss"] = Field("torch", description="Finds nearest centroids; equal results.")
     checkpoint_seconds: float = Field(60.0, ge=0, description="Time between checkpoints; 0 is after every step.")
     lease_seconds: PositiveFloat = Field(60.0, description="After this time without a sign of life others take over.")
     data: dict[str, Path] = Field(default_factory=dict, description="Dataset name -> folder or file.")

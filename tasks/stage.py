@@ -23,8 +23,8 @@ from storage.artifact import Artifact, Marker, artifact_folder, artifact_key, co
 from storage.checkpoints import load_checkpoint, save_checkpoint
 from storage.errors import CorruptFile
 from storage.folder import FileRecord, Folder
-from storage.ledger import Ledger
 from storage.lease import Lease, LeasedFolder
+from storage.ledger import Ledger
 from storage.store import Store, open_artifact
 from tasks.environment import environment
 from tasks.recording import Recorder, StageRecord

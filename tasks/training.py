@@ -30,7 +30,9 @@ class TrainingConfig(BaseModel, frozen=True, extra="forbid"):
 
     architecture: Architecture = Field(description="The network that is trained.")
     method: str = Field(description="Name of the file in models/pretext or models/transfer.")
-    options: dict[str, Any] = Field(default_factory=dict, validate_default=True, description="The method's own settings.")
+    options: dict[str, Any] = Field(
+        default_factory=dict, validate_default=True, description="The method's own settings."
+    )
     epochs: NonNegativeInt = Field(description="Passes over the data; 0 keeps the random weights.")
     batch_size: PositiveInt = Field(256, description="Images a step.")
     optimizer: OptimizerConfig = OptimizerConfig()
@@ -80,7 +82,7 @@ def fit(
         np.arange(images.num_rows) if positions is None else positions, batch_size=config.batch_size, seed=config.seed
     )
     total = config.epochs * order.steps_per_epoch
-    method.to(work.runtime.torch_device, memory_format=torch.channels_last)
+    method.to(work.runtime.torch_device).to(memory_format=torch.channels_last)
     state = TrainState(method, build_optimizers(method, config.optimizer))
     _restore(state, work)
     if state.step >= total:
@@ -140,7 +142,7 @@ def _restore(state: TrainState, work: Work) -> None:
     except (RuntimeError, KeyError, ValueError) as error:
         reason = " ".join(str(error).split())[:300]
         raise ValueError(
-            f"the checkpoint in {work.state.path} must be of this very network and method, and is of another: {reason}. "
+            f"the checkpoint in {work.state.path} must be of this very network and method, and is not: {reason}. "
             "Remove that folder to train from the beginning"
         ) from error
 

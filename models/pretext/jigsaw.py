@@ -136,7 +136,8 @@ class Jigsaw(PretextMethod):
         tiles = tiles_B93TT.flatten(0, 1)
         maps = self.backbone(self.prepare(tiles))[self.backbone.layers[-1]]
         values = self.tile_head(pool_tile(maps, grid=self.config.grid))
-        return self.joint_head(values.view(len(tiles_B93TT), -1))
+        logits_BK: Tensor = self.joint_head(values.view(len(tiles_B93TT), -1))
+        return logits_BK
 
     def prepare(self, tiles: Tensor) -> Tensor:
         """Normalise tiles (N, 3, T, T) uint8 to float32, each by itself over all its channels jointly."""

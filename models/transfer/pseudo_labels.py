@@ -72,7 +72,8 @@ class PseudoLabels(PretextMethod):
 
     def logits(self, images: Tensor) -> Tensor:
         """Classify normalised images (B, 3, S, S): logits (B, K)."""
-        return self.head(self.backbone(images)[self.backbone.layers[-1]])
+        logits_BK: Tensor = self.head(self.backbone(images)[self.backbone.layers[-1]])
+        return logits_BK
 
     def heads(self) -> dict[str, nn.Module]:
         """Keep the classifier."""

@@ -5,8 +5,8 @@ what is slow to import is imported once:
 
     {"recipe": ..., "home": ..., "tracking": ..., "only": [...], "kill": null | {"event": 12, "when": "before"}}
 
-`when` is `before` a write, `inside` it (half of the bytes are in the temporary file) or `after` it. The answer holds the
-events that happened: the kind of each write, and its name.
+`when` is `before` a write, `inside` it (half of the bytes are in the temporary file) or `after` it. The answer holds
+the events that happened: the kind of each write, and its name.
 """
 
 from __future__ import annotations

@@ -93,7 +93,7 @@ def empty_mlflow(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def uninterrupted(door: Door, empty_mlflow: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A home in which every step ran without a kill. MLflow forgets it: or its artifacts would be found by the others."""
+    """A home in which every step ran without a kill. MLflow forgets it, or the others would find its artifacts."""
     home = tmp_path_factory.mktemp("uninterrupted")
     shutil.copy(empty_mlflow, home)
     status, _ = door.run(home, only=[])

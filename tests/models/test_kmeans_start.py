@@ -50,7 +50,7 @@ def test_plus_plus_start_covers_separate_groups() -> None:
 def test_sample_positions_are_seeded_ascending_and_without_repetition() -> None:
     positions_S = sample_positions(10_000, size=500, seed=3)
     np.testing.assert_array_equal(positions_S, sample_positions(10_000, size=500, seed=3))
-    assert (np.diff(positions_S) > 0).all() and 0 <= positions_S[0] and positions_S[-1] < 10_000
+    assert (np.diff(positions_S) > 0).all() and positions_S[0] >= 0 and positions_S[-1] < 10_000
     assert positions_S.tolist() != sample_positions(10_000, size=500, seed=4).tolist()
     assert abs(positions_S.mean() - 5000) < 500
     np.testing.assert_array_equal(sample_positions(7, size=9, seed=0), np.arange(7))
