@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+from contextvars import copy_context
 
 from storage.outbox import Outbox
 from storage.tracking import Tracking
@@ -28,7 +29,9 @@ class Courier:
         self._warned = False
         self._closing = False
         self._wake = threading.Event()
-        self._thread = threading.Thread(target=self._run, daemon=True, name="graft-courier")
+        # Of whoever makes it, so that its log is seen there.
+        context = copy_context()
+        self._thread = threading.Thread(target=context.run, args=(self._run,), daemon=True, name="graft-courier")
         self._thread.start()
 
     def signal(self) -> None:

@@ -7,6 +7,7 @@ import logging
 import shutil
 import uuid
 from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -214,22 +215,30 @@ class MlflowRecorder:
 
     def settle(self, store: Store) -> None:
         """Send what runs before this one could not: they were killed after their commit, or MLflow was away."""
-        for folder in _folders(self._pipelines.path):
-            self._settle_pipeline(Outbox(folder))
-        for folder in _folders(store.root / "work"):
-            marker = store.committed_attempt(folder.path.name)
-            if marker is not None:
-                self._settle_stage(store, marker)
-
-    def _settle_pipeline(self, outbox: Outbox) -> None:
-        try:
-            with self._pipeline_lease(outbox.folder.path.name):
-                if outbox.end() is None:
-                    outbox.finish("KILLED")
+        with ExitStack() as leases:
+            pipelines = [Outbox(folder) for folder in _folders(self._pipelines.path) if self._is_left(folder, leases)]
+            sent = [outbox for outbox in pipelines if self._send_pipeline(outbox)]
+            for folder in _folders(store.root / "work"):
+                marker = store.committed_attempt(folder.path.name)
+                if marker is not None:
+                    self._settle_stage(store, marker)
+            for outbox in sent:
+                # What its steps reuse may have been among the stages sent just now: said again, it is looked up again.
+                outbox.add_tags(outbox.tags())
                 self._deliver_pipeline(outbox)
+
+    def _is_left(self, folder: Folder, leases: ExitStack) -> bool:
+        """Whether the process of a pipeline is gone; if so, its lease is held from here on."""
+        try:
+            leases.enter_context(self._pipeline_lease(folder.path.name))
         except TimeoutError:
-            # Its own process is still at it.
-            return
+            return False
+        return True
+
+    def _send_pipeline(self, outbox: Outbox) -> bool:
+        if outbox.end() is None:
+            outbox.finish("KILLED")
+        return Courier(self.tracking, outbox).close(timeout=DELIVERY_SECONDS)
 
     def _settle_stage(self, store: Store, marker: Marker) -> None:
         try:

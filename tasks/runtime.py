@@ -85,6 +85,8 @@ class Runtime(BaseSettings):
             # The command shows its own progress; all of it goes to the server as well.
             "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "ERROR",
             "PREFECT_LOGGING_EXTRA_LOGGERS": "tasks,storage,models,flows",
+            # What is said before or after the flow run is on the terminal.
+            "PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW": "ignore",
             "PREFECT_HOME": str(self.home.absolute() / "prefect"),
         }
         if self.prefect_api_url:

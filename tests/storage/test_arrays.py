@@ -1,6 +1,8 @@
 """Sharded arrays: one file a shard, equal writes are equal bytes, and damage is named instead of returned."""
 
+import errno
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +10,7 @@ import pytest
 
 from storage import arrays
 from storage.arrays import ArrayReader, ArrayWriter, read_group, write_array, write_group
-from storage.errors import CorruptFile
+from storage.errors import CorruptFile, StoreUnwritable
 from storage.folder import Folder
 
 ROWS, DIM, SHARD_ROWS = 10, 3, 4
@@ -110,15 +112,15 @@ def test_a_shard_that_is_written_again_is_replaced(folder):
     assert np.array_equal(ArrayReader(folder, "conv4").rows(0, ROWS), values)
 
 
-def test_an_interrupted_write_leaves_no_shard(folder, monkeypatch):
+def test_a_write_that_fails_leaves_no_shard(folder, monkeypatch):
     writer = writer_of(folder)
 
-    def interrupted(*_):
-        raise KeyboardInterrupt
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     with monkeypatch.context() as patch:
-        patch.setattr("os.replace", interrupted)
-        with pytest.raises(KeyboardInterrupt):
+        patch.setattr("os.replace", full)
+        with pytest.raises(StoreUnwritable, match="No space left"):
             writer.write(0, shard_of(some_rows(), 0))
     assert not any("/c/" in name for name in folder.files())
     with pytest.raises(CorruptFile, match="conv4/c/0/0 must be there"):
@@ -163,7 +165,7 @@ def test_every_shortened_shard_is_named(folder):
 
 
 @pytest.mark.parametrize(
-    "description", [None, b"", b'{"zarr_format": 3', b"[]", b'{"zarr_format": 3, "node_type": "group"}', b"\xff\xfe"]
+    "description", [None, b"", b'{"zarr_format": 3', b'{"zarr_format": 3, "node_type": "group"}', b"\xff\xfe"]
 )
 def test_a_damaged_description_is_named(folder, description):
     write_all(folder, some_rows())
@@ -189,7 +191,7 @@ def test_a_group_keeps_its_attributes_in_order(folder):
     assert read_group(folder)["num_rows"] == 10
 
 
-@pytest.mark.parametrize("description", [None, b'{"attributes', json.dumps({"zarr_format": 3}).encode(), b"[]"])
+@pytest.mark.parametrize("description", [None, b'{"attributes', json.dumps({"zarr_format": 3}).encode()])
 def test_a_damaged_group_is_named(folder, description):
     write_group(folder, {"num_rows": 10})
     if description is None:
