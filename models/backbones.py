@@ -9,11 +9,10 @@ from typing import Literal, Self
 from pydantic import BaseModel, PositiveFloat, PositiveInt, model_validator
 from torch import Tensor, nn
 from torch.nn import functional
-from torchvision.models import get_model
-from torchvision.models.vgg import cfgs as vgg_widths
-from torchvision.models.vgg import make_layers
 
 ALEXNET_FAMILY = frozenset({"alexnet", "alexnet_bn", "caffenet"})
+# torchvision and scikit-learn take seconds to import: they are where they are used, so that a plan, which needs only the
+# settings, does not wait for them.
 CHANNEL_MULTIPLE = 8  # keeps grouped convolutions valid and tensor cores fed
 
 
@@ -193,6 +192,9 @@ def _alexnet_stages(architecture: Architecture) -> dict[str, nn.Sequential]:
 
 def _vgg_stages(architecture: Architecture) -> dict[str, nn.Sequential]:
     """Cut torchvision's VGG-16 before each pooling, so that a block ends with its last ReLU."""
+    from torchvision.models.vgg import cfgs as vgg_widths
+    from torchvision.models.vgg import make_layers
+
     widths: list[str | int] = [
         scale_channels(width, width=architecture.width) if isinstance(width, int) else width
         for width in vgg_widths["D"]
@@ -208,6 +210,8 @@ def _vgg_stages(architecture: Architecture) -> dict[str, nn.Sequential]:
 
 def _resnet_stages(architecture: Architecture) -> dict[str, nn.Sequential]:
     """Take torchvision's ResNet apart; the small stem is the CIFAR one of He et al., arXiv 1512.03385."""
+    from torchvision.models import get_model
+
     network = get_model(architecture.name, weights=None, num_classes=1)
     if architecture.stem == "small":
         network.conv1 = nn.Conv2d(3, 64, 3, padding=1, bias=False)

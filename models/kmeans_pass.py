@@ -4,7 +4,6 @@ Shapes: N rows of one chunk, D width, K clusters, U clusters used in a block of 
 """
 
 import numpy as np
-from scipy import sparse
 
 from models.nearest import Nearest, NearestCentroid
 
@@ -90,6 +89,8 @@ def sums_by_cluster(rows_ND: np.ndarray, cluster_N: np.ndarray) -> tuple[np.ndar
     sorted_N = cluster_N[order_N]
     begin_U = np.flatnonzero(np.diff(sorted_N, prepend=-1))
     bounds = np.append(begin_U, len(order_N))
+    from scipy import sparse
+
     members_UN = sparse.csr_array(
         (np.ones(len(order_N)), order_N, bounds), shape=(len(begin_U), len(order_N))
     )

@@ -7,7 +7,6 @@ import hashlib
 from collections.abc import Callable, Iterable
 
 import numpy as np
-from sklearn.cluster import kmeans_plusplus
 
 from models.kmeans import KMeansConfig
 
@@ -63,6 +62,8 @@ def choose_start(sample_SD: np.ndarray, config: KMeansConfig) -> np.ndarray:
         )
     chosen_K: np.ndarray = distinct_K
     if not is_random:
+        from sklearn.cluster import kmeans_plusplus
+
         _, chosen_K = kmeans_plusplus(sample_SD, config.num_clusters, random_state=config.seed % 2**32)
     start_KD: np.ndarray = sample_SD[chosen_K]
     return start_KD

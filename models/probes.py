@@ -13,8 +13,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from pydantic import BaseModel, NonNegativeFloat, PositiveFloat, PositiveInt
-from scipy.stats import binomtest
-from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 from torch.nn import functional
 
@@ -194,6 +192,8 @@ def accuracy_interval(correct_N: np.ndarray, *, confidence: float = 0.95) -> tup
         ValueError: there is no outcome.
     Source: Wilson 1927, JASA 22:209; advised by Brown, Cai and DasGupta 2001, doi:10.1214/ss/1009213286.
     """
+    from scipy.stats import binomtest
+
     successes = int(np.count_nonzero(correct_N))
     interval = binomtest(successes, _num_outcomes(correct_N)).proportion_ci(confidence, method="wilson")
     return float(interval.low), float(interval.high)
@@ -258,6 +258,8 @@ def _unit_rows(features_ND: np.ndarray, device: str) -> Tensor:
 
 def _mean_and_scale(chunks: Iterable[Chunk]) -> tuple[int, np.ndarray, np.ndarray]:
     """Give row count, mean and reciprocal deviation (D,) float64."""
+    from sklearn.preprocessing import StandardScaler
+
     scaler = StandardScaler()
     for features_ND, _ in chunks:
         scaler.partial_fit(features_ND)

@@ -13,7 +13,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torchvision.transforms.v2 import functional as tvf
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -170,6 +169,8 @@ def color_jitter(image: Tensor, draw: Draw, *, strengths: tuple[float, float, fl
         strengths: for brightness, contrast and saturation s the factor is drawn from [max(0, 1 - s), 1 + s];
             for hue s the shift is drawn from [-s, s], s <= 0.5, in turns of the colour wheel.
     """
+    from torchvision.transforms.v2 import functional as tvf
+
     adjust = (tvf.adjust_brightness, tvf.adjust_contrast, tvf.adjust_saturation)
     for which in draw.permutation(4):
         strength = strengths[which]

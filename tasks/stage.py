@@ -21,7 +21,6 @@ from pydantic import BaseModel
 
 from storage.artifact import Artifact, Marker, artifact_folder, artifact_key, content_digest
 from storage.checkpoints import load_checkpoint, save_checkpoint
-from storage.errors import CorruptFile
 from storage.folder import FileRecord, Folder
 from storage.lease import Lease, LeasedFolder
 from storage.ledger import Ledger
@@ -183,7 +182,8 @@ class Lookup(Generic[A]):
         for uri in recorder.find(self.key):
             try:
                 return open_artifact(self.stage.produces, artifact_folder(uri))
-            except (FileNotFoundError, CorruptFile) as error:
+            except (OSError, ValueError) as error:
+                # In a store that cannot be reached from here, removed, or damaged.
                 log.warning("MLflow knows of %s, which is not usable: %s", uri, error)
         return None
 

@@ -11,6 +11,7 @@ command derives from its own, at that moment.
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import runpy
@@ -53,6 +54,9 @@ def count_steps(place: Path) -> None:
 
 
 def main() -> None:
+    # What is there now stays in memory that the forks share.
+    gc.collect()
+    gc.freeze()
     for line in sys.stdin:
         pid = os.fork()
         if pid == 0:
