@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
+from pydantic.fields import FieldInfo
 
 from tasks.assign_labels import AssignLabelsConfig
 from tasks.cluster_features import ClusterFeaturesConfig
@@ -58,8 +59,9 @@ class Recipe(BaseModel, frozen=True, extra="forbid"):
         if not isinstance(values, dict):
             return values
         filled = dict(values)
-        for role in ("cluster_data", "student_data"):
-            filled.setdefault(role, filled.get("pretext_data"))
+        if "pretext_data" in filled:
+            for role in ("cluster_data", "student_data"):
+                filled.setdefault(role, filled["pretext_data"])
         if "seed" in filled:
             seeded = ("train_pretext", "cluster_features", "train_student", "train_direct")
             filled |= {step: _seeded(filled.get(step), filled["seed"]) for step in seeded if step in filled}
@@ -124,6 +126,7 @@ def load_recipe(name_or_path: str, *, changes: Sequence[str] = ()) -> Recipe:
         raise RecipeError(f"{path} must be YAML: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict):
         raise RecipeError(f"{path} must hold keys and values, got {type(values).__name__}")
+    values = _unshared(values)
     for change in changes:
         _change(values, change)
     try:
@@ -142,7 +145,17 @@ def _change(values: dict[str, Any], change: str) -> None:
         place = place.setdefault(parent, {}) if isinstance(place, dict) else None
         if not isinstance(place, dict):
             raise RecipeError(f"--set {change!r}: {parent!r} must be a group of keys in the recipe, and it is a value")
-    place[last] = yaml.safe_load(text)
+    try:
+        place[last] = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise RecipeError(f"--set {change!r}: the value must be YAML: {' '.join(str(error).split())}") from error
+
+
+def _unshared(value: Any) -> Any:
+    """A copy in which nothing is shared: YAML gives what an alias names as one object, and a change is of one place."""
+    if isinstance(value, dict):
+        return {key: _unshared(part) for key, part in value.items()}
+    return [_unshared(part) for part in value] if isinstance(value, list) else value
 
 
 def _explain(error: ValidationError) -> str:
@@ -153,16 +166,30 @@ def _explain(error: ValidationError) -> str:
             lines.append(f"{where} is not a key that exists{_known_keys(problem['loc'])}")
         elif problem["type"] == "missing":
             lines.append(f"{where} must be given")
+        elif problem["type"] == "value_error":
+            # Our own words, which say what was given.
+            lines.append(f"{where}: {problem['msg'].removeprefix('Value error, ')}")
         else:
-            lines.append(f"{where}: {problem['msg'].removeprefix('Value error, ')}, got {problem['input']!r}")
+            lines.append(f"{where}: {problem['msg']}, got {problem['input']!r}")
     return "; ".join(lines)
 
 
 def _known_keys(location: tuple[int | str, ...]) -> str:
     """The keys that the group of an unknown key does have."""
-    model: Any = Recipe
+    kind: Any = Recipe
     for part in location[:-1]:
-        field = model.model_fields.get(part) if hasattr(model, "model_fields") else None
-        model = field.annotation if field else None
-    fields = getattr(model, "model_fields", None)
+        if get_origin(kind) is dict:
+            kind = get_args(kind)[1]
+            continue
+        field = _fields(kind).get(str(part))
+        kind = field.annotation if field else None
+    fields = _fields(kind)
     return f"; keys there are {', '.join(fields)}" if fields else ""
+
+
+def _fields(kind: Any) -> dict[str, FieldInfo]:
+    """The settings of a model, which may be optional; none of other kinds."""
+    for option in (kind, *get_args(kind)):
+        if isinstance(option, type) and issubclass(option, BaseModel):
+            return option.model_fields
+    return {}

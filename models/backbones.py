@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 ALEXNET_FAMILY = frozenset({"alexnet", "alexnet_bn", "caffenet"})
-# torchvision and scikit-learn take seconds to import: they are where they are used, so that a plan, which needs only the
-# settings, does not wait for them.
+# torchvision and scikit-learn take seconds to import: they are where they are used, so that a plan, which needs only
+# the settings, does not wait for them.
 CHANNEL_MULTIPLE = 8  # keeps grouped convolutions valid and tensor cores fed
 
 

@@ -11,6 +11,7 @@ import torch
 from pydantic import BaseModel, Field, PositiveInt, model_validator
 
 from models.backbones import Architecture, Backbone, Pooling, build_backbone, pool_features
+from models.precision import Precision, autocast
 from models.pretext.base import Batch
 from models.views import normalise
 from storage.dataset_index import DatasetIndex
@@ -19,16 +20,21 @@ from storage.features import Features, FeaturesWriter
 from tasks.loading import batches, central_pixels, in_order
 from tasks.stage import Work, stage
 
+# The name of any backbone's deepest layer, so that networks of two families can be measured by one setting.
+LAST = "last"
+
 
 class ExtractFeaturesConfig(BaseModel, frozen=True, extra="forbid"):
     """What is extracted, and from which view of an image."""
 
-    layers: tuple[str, ...] = Field(min_length=1, description="Layers of the backbone, all in one pass.")
+    layers: tuple[str, ...] = Field(
+        min_length=1, description="Layers of the backbone, all in one pass; `last` is the deepest of any backbone."
+    )
     pooling: Pooling = Field(Pooling(), description="How a layer's map becomes a vector.")
     size: PositiveInt = Field(224, description="Side of the central crop, in pixels.")
     resize: PositiveInt = Field(256, description="Shorter side before the crop, in pixels.")
     dtype: Literal["float16", "float32"] = Field("float16", description="Of the stored features.")
-    precision: Literal["bf16", "float32"] = Field("float32", description="Of the forward pass.")
+    precision: Precision = Field("float32", description="Of the forward pass.")
     shard_rows: PositiveInt = Field(4096, description="Rows that are written and committed at once.")
 
     @model_validator(mode="after")
@@ -45,20 +51,23 @@ def extract_features(
     """Extract the features of every image, in the order of the index."""
     normalisation = encoder.description()["normalisation"]
     backbone = load_backbone(encoder).to(work.runtime.torch_device).to(memory_format=torch.channels_last).eval()
-    writer = _writer(config, work, backbone=backbone, encoder=encoder, images=images)
+    layers = _layers(config, backbone)
+    writer = _writer(config, work, backbone=backbone, encoder=encoder, images=images, layers=layers)
     starts = range(0, images.num_rows, config.shard_rows)
     missing = [shard for shard in range(len(starts)) if str(shard) not in work.ledger]
     stops = {shard: min(starts[shard] + config.shard_rows, images.num_rows) for shard in missing}
-    places = [
+    places = (
         place
         for shard in missing
         for place in in_order(starts[shard], stops[shard], batch_rows=work.runtime.batch_rows)
-    ]
+    )
     viewer = partial(central_pixels, size=config.size, resize=config.resize)
     stream = batches(images, places, viewer=viewer, runtime=work.runtime)
     for shard in missing:
         rows = stops[shard] - starts[shard]
-        parts = _forward(stream, rows=rows, backbone=backbone, config=config, normalisation=normalisation)
+        parts = _forward(
+            stream, rows=rows, backbone=backbone, layers=layers, config=config, normalisation=normalisation
+        )
         _require_finite(parts, first_row=starts[shard], row_ids=images.row_ids(), dtype=config.dtype)
         work.progress(stops[shard], images.num_rows, unit="images")
         work.commit(str(shard), records=writer.write(shard, parts))
@@ -75,26 +84,42 @@ def load_backbone(encoder: Encoder) -> Backbone:
     return backbone
 
 
+def _layers(config: ExtractFeaturesConfig, backbone: Backbone) -> tuple[str, ...]:
+    """The layers asked for, by their own names.
+
+    Raises:
+        ValueError: the backbone has no such layer.
+    """
+    layers = tuple(backbone.layers[-1] if layer == LAST else layer for layer in config.layers)
+    unknown = [layer for layer in layers if layer not in backbone.layers]
+    if unknown:
+        raise ValueError(
+            f"layers of {backbone.architecture.name} must be some of {', '.join(backbone.layers)} or {LAST}, "
+            f"got {', '.join(unknown)}"
+        )
+    return tuple(dict.fromkeys(layers))
+
+
 def _writer(
-    config: ExtractFeaturesConfig, work: Work, *, backbone: Backbone, encoder: Encoder, images: DatasetIndex
+    config: ExtractFeaturesConfig,
+    work: Work,
+    *,
+    backbone: Backbone,
+    encoder: Encoder,
+    images: DatasetIndex,
+    layers: tuple[str, ...],
 ) -> FeaturesWriter:
     view = {"size": config.size, "resize": config.resize, "normalisation": encoder.description()["normalisation"]}
     pooling = config.pooling.model_dump(mode="json")
-    unknown = [layer for layer in config.layers if layer not in backbone.channels]
-    if unknown:
-        raise ValueError(
-            f"layers of {backbone.architecture.name} must be some of {', '.join(backbone.layers)}, "
-            f"got {', '.join(unknown)}"
-        )
-    layers = {
+    facts = {
         layer: {
             "dim": backbone.channels[layer] * config.pooling.grid**2,
             "space": space_id(encoder, layer=layer, pooling=pooling, view=view),
         }
-        for layer in config.layers
+        for layer in layers
     }
     return FeaturesWriter(
-        work.data, row_ids=images.row_ids(), layers=layers, dtype=config.dtype, shard_rows=config.shard_rows
+        work.data, row_ids=images.row_ids(), layers=facts, dtype=config.dtype, shard_rows=config.shard_rows
     )
 
 
@@ -103,20 +128,21 @@ def _forward(
     *,
     rows: int,
     backbone: Backbone,
+    layers: tuple[str, ...],
     config: ExtractFeaturesConfig,
     normalisation: dict[str, list[float]],
 ) -> dict[str, np.ndarray]:
     """The pooled features of the next `rows` images, layer -> (rows, D)."""
     device = next(backbone.parameters()).device
-    parts: dict[str, list[np.ndarray]] = {layer: [] for layer in config.layers}
+    parts: dict[str, list[np.ndarray]] = {layer: [] for layer in layers}
     done = 0
     with torch.inference_mode():
         while done < rows:
             batch = next(stream)
             pixels = normalise(batch.views["image"], **normalisation).contiguous(memory_format=torch.channels_last)
-            with torch.autocast(device.type, dtype=torch.bfloat16, enabled=config.precision == "bf16"):
-                maps = backbone(pixels, config.layers)
-            for layer in config.layers:
+            with autocast(device, precision=config.precision):
+                maps = backbone(pixels, layers)
+            for layer in layers:
                 values = pool_features(maps[layer].float(), config.pooling)
                 parts[layer].append(values.cpu().numpy().astype(config.dtype))
             done += len(pixels)

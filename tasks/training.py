@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from pydantic import BaseModel, Field, NonNegativeInt, PositiveFloat, PositiveInt
 
 from models.backbones import Architecture, build_backbone
+from models.precision import Precision
 from models.pretext.base import Batch, PretextMethod
 from models.training.loop import LoopConfig, StepReport, TrainState, train
 from models.training.optimizers import OptimizerConfig, build_optimizers
@@ -37,7 +38,7 @@ class TrainingConfig(BaseModel, frozen=True, extra="forbid"):
     batch_size: PositiveInt = Field(256, description="Images a step.")
     optimizer: OptimizerConfig = OptimizerConfig()
     schedule: ScheduleConfig = ScheduleConfig()
-    precision: Literal["bf16", "float32"] = Field("float32", description="Of the forward pass.")
+    precision: Precision = Field("float32", description="Of the forward pass.")
     clip_norm: PositiveFloat | None = Field(None, description="Largest norm of the gradient; none does not clip.")
     seed: int = Field(0, description="Of the weights, the order and the views.")
 

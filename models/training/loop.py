@@ -3,12 +3,13 @@
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from math import isfinite
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from pydantic import BaseModel, PositiveFloat, PositiveInt
 from torch.optim import Optimizer
 
+from models.precision import Precision, autocast
 from models.pretext.base import MAIN, Batch, Output, PretextMethod
 from models.training.optimizers import set_lr
 from models.training.schedules import ScheduleConfig, scale
@@ -19,7 +20,7 @@ class LoopConfig(BaseModel, frozen=True, extra="forbid"):
 
     epochs: PositiveInt
     schedule: ScheduleConfig = ScheduleConfig()
-    precision: Literal["bf16", "float32"] = "float32"
+    precision: Precision = "float32"
     clip_norm: PositiveFloat | None = None  # largest L2 norm of an objective's gradient
 
 
@@ -174,7 +175,7 @@ def _read(
 def _step(state: TrainState, batch: Batch, *, config: LoopConfig, progress: float) -> "_Scalars":
     """Compute losses and gradients, move the parameters, and count the step."""
     device = state.device
-    with torch.autocast(device.type, dtype=torch.bfloat16, enabled=config.precision == "bf16"):
+    with autocast(device, precision=config.precision):
         output = state.method.loss(batch.to(device), progress)
     if set(output.objectives) != set(state.optimizers):
         raise ValueError(

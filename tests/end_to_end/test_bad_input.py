@@ -104,13 +104,14 @@ def test_features_that_are_not_finite(home: Path, warm: WarmGraft) -> None:
 
     encoder = artifact_of(home, "train_pretext")
     weights = load(encoder.folder.read("weights.safetensors"))
-    weights["backbone.conv4.0.weight"][0] = torch.nan
+    weights["backbone.stages.conv4.0.weight"][0] = torch.nan
     encoder.folder.write("weights.safetensors", save(weights))
     files = [encoder.folder.record(file.path) for file in encoder.marker.files]
     marker = encoder.marker.model_copy(update={"files": files, "digest": content_digest(files)})
     Folder(encoder.folder.path.parent).write(MARKER, marker.model_dump_json().encode())
     error = error_of(warm("run", RECIPE, ALONE, env=environment(home)))
-    assert "features must be finite; layer conv4 of row 0" in error and "train the encoder again" in error
+    assert "features must be finite; layer conv4 of row 0" in error
+    assert "set dtype: float32" in error or "train the encoder again" in error
 
 
 def test_features_and_centroids_of_two_encoders(home: Path) -> None:
@@ -146,7 +147,7 @@ def test_a_damaged_artifact(home: Path, warm: WarmGraft, step: str, dependent: s
     assert verified.stdout == "29 of 30 artifacts are intact; 0 are not made yet\n"
 
     refused = error_of(warm("run", RECIPE, ALONE, "--force", dependent, env=environment(home)))
-    assert str(place.relative_to(home)) in refused and "--force" in refused and artifact.marker.stage in refused
+    assert str(place) in refused and "recompute" in refused and "--force" in refused
 
     mended = warm("run", RECIPE, ALONE, "--force", step, env=environment(home))
     assert (mended.code, mended.computed) == (0, [step])
@@ -180,7 +181,7 @@ def test_a_checkpoint_of_another_network(home: Path, warm: WarmGraft) -> None:
     save_checkpoint(work / "state", {"state": state, "outbox": 0})
 
     error = error_of(warm("run", RECIPE, ALONE, env=environment(home)))
-    assert "must be of this very network and method, and is of another" in error
+    assert "must be of this very network and method, and is not" in error
     assert str(work.path / "state") in error and "Remove that folder" in error
     shutil.rmtree(work.path / "state")
     assert warm("run", RECIPE, ALONE, env=environment(home)).computed == ["train_pretext"]

@@ -73,7 +73,10 @@ def test_backbone_heads_and_description_come_back(folder):
 def test_weights_that_are_views_are_kept_by_value(tmp_path):
     base = torch.arange(12.0).reshape(3, 4)
     folder = Folder(tmp_path)
-    transposed = {"w": base.T, "channels_last": torch.arange(16.0).reshape(1, 2, 2, 4).contiguous(memory_format=torch.channels_last)}
+    transposed = {
+        "w": base.T,
+        "channels_last": torch.arange(16.0).reshape(1, 2, 2, 4).contiguous(memory_format=torch.channels_last),
+    }
     write_encoder(folder, backbone=transposed, heads={}, description=DESCRIPTION)
     assert equal(encoder_in(folder).backbone_weights(), transposed)
 
@@ -140,6 +143,8 @@ def test_a_space_is_its_encoder_layer_pooling_and_view(folder, tmp_path):
 def test_storage_needs_no_torch_until_weights_are_read():
     import subprocess
 
-    program = "import sys, storage.encoders, storage.checkpoints, tasks.stage; sys.exit('torch' in sys.modules)"
+    program = (
+        "import sys, storage.encoders, storage.checkpoints, tasks.stage; sys.exit('torch' in sys.modules)"
+    )
     done = subprocess.run([sys.executable, "-c", program], cwd=Path(__file__).parents[2], timeout=60)
     assert done.returncode == 0

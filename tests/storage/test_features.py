@@ -93,7 +93,7 @@ def test_a_reopened_writer_goes_on_and_ends_with_equal_bytes(folder, tmp_path):
 
 @pytest.mark.parametrize("killed_after", range(1, 6))
 def test_a_writer_killed_while_it_opens_is_opened_again(folder, tmp_path, monkeypatch, killed_after):
-    """Group, row ids and the arrays of the layers are several files; any of them may be the last one written."""
+    """Group, row ids and arrays are several files; any of them may be the last one written."""
     writes = []
     whole = Folder.write
 
@@ -148,7 +148,9 @@ def test_missing_and_short_shards_are_named_before_anything_is_read(folder):
     path = folder.path / "conv4/c/2/0"
     whole = path.read_bytes()
     path.write_bytes(whole[:-1])
-    with pytest.raises(CorruptFile, match=f"{path} of .* must have {len(whole)} bytes and has {len(whole) - 1}"):
+    with pytest.raises(
+        CorruptFile, match=f"{path} of .* must have {len(whole)} bytes and has {len(whole) - 1}"
+    ):
         features.verify(deep=False)
     path.unlink()
     with pytest.raises(CorruptFile, match=f"{path}, which is missing"):

@@ -48,7 +48,11 @@ def take_over(folder: Folder, lease: Lease) -> None:
 def dead_process() -> dict:
     """The pid and the start of a process that lived and does no more."""
     process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
-    holder = {"pid": process.pid, "started": module._process_start(process.pid), "host": module._host_identity()}
+    holder = {
+        "pid": process.pid,
+        "started": module._process_start(process.pid),
+        "host": module._host_identity(),
+    }
     process.communicate()
     return holder
 
@@ -70,7 +74,9 @@ def test_an_error_in_the_block_gives_it_back(folder):
 
 def test_who_does_not_want_to_wait_is_told_the_holder(folder):
     with lease_of(folder):
-        with pytest.raises(TimeoutError, match=f"another process is making this artifact: .*'pid': {os.getpid()}"):
+        with pytest.raises(
+            TimeoutError, match=f"another process is making this artifact: .*'pid': {os.getpid()}"
+        ):
             lease_of(folder).__enter__()
         # Leases of other names do not mind.
         with Lease(folder, "other key", wait=0):

@@ -38,7 +38,10 @@ def test_what_is_read_is_what_was_written(folder):
 
 
 def test_only_the_columns_asked_for_are_read(folder):
-    assert list(read_table(folder, "labels.parquet", columns=["distance", "row_id"])) == ["distance", "row_id"]
+    assert list(read_table(folder, "labels.parquet", columns=["distance", "row_id"])) == [
+        "distance",
+        "row_id",
+    ]
 
 
 def test_equal_columns_give_equal_bytes():
@@ -81,7 +84,9 @@ def test_a_changed_value_fails_its_page_checksum(tmp_path):
     whole = (tmp_path / "numbers.parquet").read_bytes()
     place = whole.index(values[500].tobytes())
     (tmp_path / "numbers.parquet").write_bytes(whole[:place] + b"\x00" + whole[place + 1 :])
-    with pytest.raises(CorruptFile, match=r"numbers\.parquet must be an intact Parquet file: .*(CRC|checksum)"):
+    with pytest.raises(
+        CorruptFile, match=r"numbers\.parquet must be an intact Parquet file: .*(CRC|checksum)"
+    ):
         read_table(folder, "numbers.parquet")
 
 
