@@ -28,7 +28,7 @@ def autocast(device: torch.device, *, precision: Precision) -> torch.autocast:
 @cache
 def _multiplies_bf16(kind: str) -> bool:
     if kind == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
 

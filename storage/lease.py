@@ -9,7 +9,7 @@ import threading
 import time
 import uuid
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -181,9 +181,11 @@ class LeasedFolder(Folder):
         self._lease.check()
         return super().write(name, data)
 
-    def _admitted(self) -> AbstractContextManager[None]:
+    @contextmanager
+    def _admitted(self) -> Iterator[None]:
         # The process may have stood still since the check, in the middle of the write.
-        return self._lease.held()
+        with self._lease.held():
+            yield
 
 
 def _is_dead(holder: dict[str, Any]) -> bool:

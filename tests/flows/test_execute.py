@@ -187,6 +187,13 @@ def test_a_failure_keeps_what_was_done_before_it(road: Road, monkeypatch: pytest
     assert road.run() == ["right", "join"]
 
 
+def test_what_was_done_is_noted_for_the_next_plan(done: Road) -> None:
+    history = StepHistory(done.home / "recipes", "toy")
+    assert {step: history.get(step) for step in STEPS} == {
+        step: result.artifact.key for step, result in done.executor.results.items()
+    }
+
+
 def test_each_step_is_told_of_and_called_through_around(road: Road) -> None:
     told: list[str] = []
 

@@ -179,9 +179,9 @@ def test_no_key_changes_by_accident() -> None:
     golden = json.loads(GOLDEN.read_text())
     changed = sorted(name for name in {*golden, *keys} if golden.get(name) != keys.get(name))
     assert not changed, (
-        f"the keys of {', '.join(changed)} are not those of {GOLDEN.name}: what users have made so far would be "
-        "computed again. If this was an accident, undo it (a default, the name of a setting, the key function). "
-        "If equal configs now give other results, raise the version of the stage or the method. Then, or if a "
-        "setting is new, keep the new keys and say so in the changelog:\n"
+        f"the keys of {', '.join(changed)} are not those of {GOLDEN.name}: what users have made would be "
+        "computed again. If this was an accident, undo it (a default, a setting's name, the key function). "
+        "If equal configs now give other results, raise the version of the stage or the method. Then, or if "
+        "a setting is new, keep the new keys and say so in the changelog:\n"
         f"  {WRITE_GOLDEN}=1 python -m pytest tests/storage/test_stage_keys.py"
     )

@@ -2,8 +2,8 @@
 
     contender.py FOLDER LEASE_SECONDS none|before-unit-1|before-commit
 
-Each unit that it computes is noted as an empty file FOLDER/computed/UNIT-PID. Where it is told to stop, it makes
-the file FOLDER/stopped and goes on when there is a file FOLDER/go. It prints JSON: what it got, or its error.
+Each unit that it computes is noted as an empty file FOLDER/computed/UNIT-PID. Where it is told to stop, it
+makes the file FOLDER/stopped and goes on when there is a file FOLDER/go. It prints what it got, or its error.
 """
 
 from __future__ import annotations
