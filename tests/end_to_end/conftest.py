@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import shutil
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import pytest
 from flows.local_server import local_server
 from tasks.runtime import Runtime
 from tests.end_to_end.command import ALONE, RECIPE, PrefectApi, WarmGraft, environment
+from tests.end_to_end.tracking_server import MlflowServer
 
 
 @pytest.fixture(scope="session")
@@ -58,3 +60,14 @@ def prefect(shared_folder: Path) -> Iterator[PrefectApi]:
             patch.setenv(name, value)
         with local_server(runtime) as url:
             yield PrefectApi(url)
+
+
+@pytest.fixture(scope="session")
+def mlflow_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MlflowServer]:
+    """A MLflow server that is away until a test starts it."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    server = MlflowServer(tmp_path_factory.mktemp("mlflow-server"), port)
+    yield server
+    server.stop()

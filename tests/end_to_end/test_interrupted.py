@@ -24,7 +24,7 @@ from tests.end_to_end.command import (
     start,
 )
 
-EPOCHS = 150
+EPOCHS = 40
 STEPS = 2 * EPOCHS
 LONG = ("--only", "train_pretext", "--set", f"train_pretext.epochs={EPOCHS}")
 

@@ -14,7 +14,12 @@ from storage.errors import CorruptFile
 from storage.folder import Folder
 
 DESCRIPTION = {"architecture": {"name": "alexnet_bn"}, "normalisation": {"mean": [0.5], "std": [0.25]}}
-BACKBONE = {"conv1.weight": torch.arange(12.0).reshape(3, 4), "bn.num_batches_tracked": torch.tensor(3)}
+BACKBONE = {
+    "conv1.weight": torch.arange(12.0).reshape(3, 4),
+    "bn.num_batches_tracked": torch.tensor(3),
+    # A name that also is the beginning of a head's.
+    "heads.projection.weight": torch.ones(1),
+}
 HEADS = {"projection": {"fc.weight": torch.ones(2, 2)}, "projection2": {"fc.weight": torch.zeros(1)}}
 
 
