@@ -37,9 +37,7 @@ def graft(rows_ND: np.ndarray, start_KD: np.ndarray, *, iterations: int, precisi
 
 def faiss_kmeans(rows_ND: np.ndarray, start_KD: np.ndarray, *, iterations: int) -> np.ndarray:
     """faiss on all rows: by default it would train on 256 a cluster."""
-    peer = faiss.Kmeans(
-        rows_ND.shape[1], len(start_KD), niter=iterations, max_points_per_centroid=len(rows_ND), seed=1
-    )
+    peer = faiss.Kmeans(rows_ND.shape[1], len(start_KD), niter=iterations, max_points_per_centroid=len(rows_ND), seed=1)
     peer.train(rows_ND, init_centroids=start_KD)
     return peer.centroids
 
@@ -52,9 +50,7 @@ def sklearn_kmeans(rows_ND: np.ndarray, start_KD: np.ndarray, *, iterations: int
 
 def main() -> None:
     """Time each contender once and write the line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=20_000)
     parser.add_argument("--dim", type=int, default=512)
     parser.add_argument("--clusters", type=int, default=500)

@@ -143,7 +143,5 @@ def _differences(marker: Marker, look: Lookup[Any]) -> list[str]:
 
 def _flat(value: Any, prefix: str = "") -> dict[str, str]:
     if isinstance(value, dict) and value:
-        return {
-            name: text for key, part in value.items() for name, text in _flat(part, f"{prefix}{key}.").items()
-        }
+        return {name: text for key, part in value.items() for name, text in _flat(part, f"{prefix}{key}.").items()}
     return {prefix.rstrip("."): json.dumps(value)}

@@ -19,9 +19,7 @@ CHANNEL_MULTIPLE = 8  # keeps grouped convolutions valid and tensor cores fed
 class Architecture(BaseModel, frozen=True, extra="forbid"):
     """Which trunk, for which images, how wide."""
 
-    name: Literal[
-        "alexnet", "alexnet_bn", "caffenet", "vgg16", "vgg16_bn", "resnet18", "resnet34", "resnet50"
-    ]
+    name: Literal["alexnet", "alexnet_bn", "caffenet", "vgg16", "vgg16_bn", "resnet18", "resnet34", "resnet50"]
     stem: Literal["imagenet", "small"] = "imagenet"  # small: for 32 to 64 pixels; VGG is the same in both
     width: PositiveFloat = 1.0  # times the published channels
 

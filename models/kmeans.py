@@ -170,9 +170,7 @@ def _update(found: Pass, used_KD: np.ndarray, *, empty: str) -> tuple[np.ndarray
     centroids_KD[filled_K] = sums_KD[filled_K] / sizes_K[filled_K, None]
     for cluster in empties[len(moves) :].tolist():
         split = empty == "split_largest"
-        repairs.append(
-            _split_largest(cluster, centroids_KD, sizes_K) if split else Repair(cluster, "kept", -1)
-        )
+        repairs.append(_split_largest(cluster, centroids_KD, sizes_K) if split else Repair(cluster, "kept", -1))
     return centroids_KD, tuple(repairs)
 
 

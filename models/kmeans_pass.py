@@ -67,9 +67,7 @@ class Pass:
         Float64 leaves an error of about 1e-16 of the sum of |x|^2.
         """
         centroids_KD = centroids_KD.astype(np.float64)
-        products_K = np.einsum(
-            "kd,kd->k", centroids_KD, self.sizes_K[:, None] * centroids_KD - 2 * self.sums_KD
-        )
+        products_K = np.einsum("kd,kd->k", centroids_KD, self.sizes_K[:, None] * centroids_KD - 2 * self.sums_KD)
         return max(0.0, self.squares + float(products_K.sum()))
 
 
@@ -91,7 +89,5 @@ def sums_by_cluster(rows_ND: np.ndarray, cluster_N: np.ndarray) -> tuple[np.ndar
     bounds = np.append(begin_U, len(order_N))
     from scipy import sparse
 
-    members_UN = sparse.csr_array(
-        (np.ones(len(order_N)), order_N, bounds), shape=(len(begin_U), len(order_N))
-    )
+    members_UN = sparse.csr_array((np.ones(len(order_N)), order_N, bounds), shape=(len(begin_U), len(order_N)))
     return sorted_N[begin_U], members_UN @ rows_ND

@@ -68,9 +68,7 @@ def _distances(candidates_SP: np.ndarray, row_S: np.ndarray) -> np.ndarray:
     return differ
 
 
-def _greedy(
-    candidates_SP: np.ndarray, *, count: int, generator: np.random.Generator, average: bool
-) -> list[int]:
+def _greedy(candidates_SP: np.ndarray, *, count: int, generator: np.random.Generator, average: bool) -> list[int]:
     """Add the candidate with the largest summed (or smallest) distance to the chosen ones, K times."""
     chosen = [int(generator.integers(candidates_SP.shape[1]))]
     score_P = _distances(candidates_SP, candidates_SP[:, chosen[0]])

@@ -94,9 +94,7 @@ def knn_predict_scores(
         their sum, which changes no ranking and keeps exp from overflowing at a small temperature.
     """
     if k < 1 or temperature <= 0:
-        raise ValueError(
-            f"k and temperature must be positive, {k} and {temperature} were given; 20 and 0.07 are usual"
-        )
+        raise ValueError(f"k and temperature must be positive, {k} and {temperature} were given; 20 and 0.07 are usual")
     queries = [
         _unit_rows(finite_rows(query_QD[start : start + BLOCK_ROWS]), device)
         for start in range(0, len(query_QD), BLOCK_ROWS)
@@ -199,9 +197,7 @@ def accuracy_interval(correct_N: np.ndarray, *, confidence: float = 0.95) -> tup
     return float(interval.low), float(interval.high)
 
 
-def paired_interval(
-    correct_a_N: np.ndarray, correct_b_N: np.ndarray, *, confidence: float = 0.95
-) -> PairedDifference:
+def paired_interval(correct_a_N: np.ndarray, correct_b_N: np.ndarray, *, confidence: float = 0.95) -> PairedDifference:
     """Give how much more accurate a is than b on the same images, with a normal interval.
 
     Judging the difference image by image removes the difficulty that both share, so the interval is

@@ -126,9 +126,7 @@ class ArrayReader:
         try:
             self._array = zarr.open_array(LocalStore(folder.path, read_only=True), path=name, mode="r")
         except READ_ERRORS as error:
-            raise CorruptFile(
-                f"{self._where / 'zarr.json'} must describe a Zarr array: {error}; {REMEDY}"
-            ) from error
+            raise CorruptFile(f"{self._where / 'zarr.json'} must describe a Zarr array: {error}; {REMEDY}") from error
 
     @property
     def shape(self) -> tuple[int, ...]:

@@ -74,7 +74,5 @@ class Courier:
         except Exception as error:
             self.error = error
             if not self._warned:
-                log.warning(
-                    "%s. The work goes on; its metrics are kept in %s", error, self._outbox.folder.path
-                )
+                log.warning("%s. The work goes on; its metrics are kept in %s", error, self._outbox.folder.path)
             self._warned = True

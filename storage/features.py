@@ -104,9 +104,7 @@ class FeaturesWriter:
         raw = row_ids.astype("S")
         write_array(folder, ROW_IDS, raw.view(np.uint8).reshape(len(raw), raw.itemsize))
         self._writers = {
-            layer: ArrayWriter(
-                folder, layer, shape=(len(row_ids), facts["dim"]), dtype=dtype, shard_rows=shard_rows
-            )
+            layer: ArrayWriter(folder, layer, shape=(len(row_ids), facts["dim"]), dtype=dtype, shard_rows=shard_rows)
             for layer, facts in layers.items()
         }
 

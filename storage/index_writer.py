@@ -60,9 +60,7 @@ def _count_labels(label: np.ndarray, *, classes: tuple[str, ...] | None) -> dict
     return {"classes": classes, "labelled": labelled}
 
 
-def _count_repeats(
-    entries: Mapping[str, np.ndarray], *, order: np.ndarray, occurrence: np.ndarray
-) -> dict[str, int]:
+def _count_repeats(entries: Mapping[str, np.ndarray], *, order: np.ndarray, occurrence: np.ndarray) -> dict[str, int]:
     repeated = set(entries["image"][order[occurrence > 0]])
     again = np.array([row for row in order if entries["image"][row] in repeated], dtype=np.int64)
     return {
@@ -82,9 +80,7 @@ def _count_occurrences(entries: Mapping[str, np.ndarray], *, order: np.ndarray) 
     return occurrence
 
 
-def _locations(
-    source: DatasetConfig, entries: Mapping[str, np.ndarray], *, order: np.ndarray
-) -> dict[str, np.ndarray]:
+def _locations(source: DatasetConfig, entries: Mapping[str, np.ndarray], *, order: np.ndarray) -> dict[str, np.ndarray]:
     locations = {"name": entries["name"][order]}
     if load_format(source.format).random_access:
         return locations

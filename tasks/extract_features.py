@@ -45,9 +45,7 @@ class ExtractFeaturesConfig(BaseModel, frozen=True, extra="forbid"):
 
 
 @stage(produces=Features, version=1)
-def extract_features(
-    config: ExtractFeaturesConfig, work: Work, *, encoder: Encoder, images: DatasetIndex
-) -> None:
+def extract_features(config: ExtractFeaturesConfig, work: Work, *, encoder: Encoder, images: DatasetIndex) -> None:
     """Extract the features of every image, in the order of the index."""
     normalisation = encoder.description()["normalisation"]
     backbone = load_backbone(encoder).to(work.runtime.torch_device).to(memory_format=torch.channels_last).eval()

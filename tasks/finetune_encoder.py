@@ -82,9 +82,7 @@ def finetune_encoder(
     write_metrics(work.data, values=values, row_ids=test_images.row_ids(), outcomes={"finetuned": correct_N})
 
 
-def _predict(
-    config: FinetuneEncoderConfig, work: Work, *, method: PseudoLabels, images: DatasetIndex
-) -> np.ndarray:
+def _predict(config: FinetuneEncoderConfig, work: Work, *, method: PseudoLabels, images: DatasetIndex) -> np.ndarray:
     """The class of each image, (N,) int64."""
     method.to(work.runtime.torch_device).eval()
     places = in_order(0, images.num_rows, batch_rows=work.runtime.batch_rows)

@@ -81,9 +81,7 @@ def index_dataset(config: IndexDatasetConfig, work: Work) -> None:
     _require_readable(config, merged)
     # The key holds what the dataset was before; rows of something else must not go under it.
     if (
-        open_source(config.dataset, place=work.runtime.place(config.name)).fingerprint(
-            _stat_cache(work.runtime)
-        )
+        open_source(config.dataset, place=work.runtime.place(config.name)).fingerprint(_stat_cache(work.runtime))
         != before
     ):
         raise ValueError(

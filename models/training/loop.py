@@ -133,9 +133,7 @@ def train(
             state.method.before_epoch(read_chunks)
         state.method.train()
         for batch in _read(read_epoch, epoch=epoch, start=start, stop=steps_per_epoch):
-            factor = scale(
-                state.step, config=config.schedule, total_steps=total_steps, steps_per_epoch=steps_per_epoch
-            )
+            factor = scale(state.step, config=config.schedule, total_steps=total_steps, steps_per_epoch=steps_per_epoch)
             for optimizer in state.optimizers.values():
                 set_lr(optimizer, factor=factor)
             scalars = _step(state, batch, config=config, progress=state.step / total_steps)
@@ -151,9 +149,7 @@ def train(
             )
 
 
-def _read(
-    read_epoch: Callable[[int, int], Iterable[Batch]], *, epoch: int, start: int, stop: int
-) -> Iterator[Batch]:
+def _read(read_epoch: Callable[[int, int], Iterable[Batch]], *, epoch: int, start: int, stop: int) -> Iterator[Batch]:
     """Give the batches start, ..., stop - 1 of an epoch.
 
     A reader may draw from torch's generator (a DataLoader does whenever it starts), and a resumed run starts

@@ -21,9 +21,7 @@ class ScheduleConfig(BaseModel, frozen=True, extra="forbid"):
     @model_validator(mode="after")
     def _check(self) -> Self:
         if self.warmup_steps and self.warmup_fraction:
-            raise ValueError(
-                "A warm-up has one length. Got both warmup_steps and warmup_fraction. Set one to 0."
-            )
+            raise ValueError("A warm-up has one length. Got both warmup_steps and warmup_fraction. Set one to 0.")
         if list(self.milestones) != sorted(set(self.milestones)):
             raise ValueError(f"milestones must rise. Got {self.milestones}. Sort them and drop repeats.")
         if (self.kind == "step") != bool(self.milestones):

@@ -41,9 +41,7 @@ class PseudoLabels(PretextMethod):
     def __init__(self, config: Config, backbone: Backbone, **context: Unpack[Context]) -> None:
         super().__init__(config, backbone, **context)
         assert self.num_labels is not None  # the base class refuses otherwise
-        self.head = build_classifier(
-            backbone, num_classes=self.num_labels, kind=config.head, grid=config.head_grid
-        )
+        self.head = build_classifier(backbone, num_classes=self.num_labels, kind=config.head, grid=config.head_grid)
 
     def views(self, image: Tensor, draw: Draw) -> dict[str, Tensor]:
         """Give one augmented crop: "image", (3, S, S) uint8."""
@@ -60,9 +58,7 @@ class PseudoLabels(PretextMethod):
             ValueError: the batch has no labels.
         """
         if batch.labels is None:
-            raise ValueError(
-                "PseudoLabels needs a label for each row. The batch has none. Join labels to it."
-            )
+            raise ValueError("PseudoLabels needs a label for each row. The batch has none. Join labels to it.")
         logits_BK = self.logits(self.normalise(batch.views["image"]))
         labels_B = batch.labels
         num_labelled = (labels_B != UNLABELLED).sum().clamp(min=1)

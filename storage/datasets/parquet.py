@@ -99,9 +99,7 @@ class Parquet(Source):
                     yield Entry(name, split=split, label=label, data=data)
             start = max(0, start - rows)
 
-    def _rows(
-        self, file: pq.ParquetFile, path: Path, *, start: int
-    ) -> Iterator[tuple[int, bytes, int | None]]:
+    def _rows(self, file: pq.ParquetFile, path: Path, *, start: int) -> Iterator[tuple[int, bytes, int | None]]:
         """Row number, image and label of the rows of one shard from `start` on."""
         groups = [file.metadata.row_group(number).num_rows for number in range(file.metadata.num_row_groups)]
         skipped, row = 0, 0

@@ -150,7 +150,9 @@ class PrefectApi(NamedTuple):
         if what == "task_runs":
             return self.ask(what, flow_runs={"id": {"any_": [flow_run["id"]]}})
         criteria = {"flow_run_id": {"any_": [flow_run["id"]]}}
-        return [found for page in range(5) for found in self.ask(what, **{what: criteria}, limit=200, offset=200 * page)]
+        return [
+            found for page in range(5) for found in self.ask(what, **{what: criteria}, limit=200, offset=200 * page)
+        ]
 
     def progress(self, recipe: str, step: str) -> dict[str, Any] | None:
         """The newest progress artifact of a step, over all runs of a recipe's file."""

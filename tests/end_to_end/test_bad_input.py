@@ -232,4 +232,6 @@ def test_a_full_disk_and_a_read_only_one(small_disk: SmallDisk, smoke_home: Path
     again = small_disk.run("verify", RECIPE, env=env)
     assert again.stdout == "30 of 30 artifacts are intact; 0 are not made yet\n"
     names = ("recipes", "smoke.json")
-    assert json.loads(tmp_path.joinpath("home", *names).read_text()) == json.loads(smoke_home.joinpath(*names).read_text())
+    assert json.loads(tmp_path.joinpath("home", *names).read_text()) == json.loads(
+        smoke_home.joinpath(*names).read_text()
+    )

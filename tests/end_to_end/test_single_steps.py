@@ -27,7 +27,7 @@ BELOW_CLUSTERS = [
 def digests(home: Path) -> dict[str, str]:
     """Key -> content digest of every artifact."""
     store = Store(home / "store")
-    return {key: store.marker(key).digest for key in store.keys()}
+    return {key: store.marker(key).digest for key in store}
 
 
 def keys_of_steps(home: Path) -> dict[str, str]:
@@ -104,7 +104,9 @@ def test_steps_asked_for_are_run_in_the_order_of_the_flow(home: Path, warm: Warm
 def test_an_unknown_step_is_refused(smoke_home: Path, warm: WarmGraft, option: str) -> None:
     result = warm("run", RECIPE, option, "cluster_fetaures", ALONE, env=environment(smoke_home))
     assert result.code == 1
-    assert result.stderr.startswith("error cluster_fetaures must be a step of this recipe; its steps are index_pretext,")
+    assert result.stderr.startswith(
+        "error cluster_fetaures must be a step of this recipe; its steps are index_pretext,"
+    )
     assert result.stderr.count("\n") == 1
 
 

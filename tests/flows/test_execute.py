@@ -127,9 +127,7 @@ def test_only_needs_what_the_step_needs_and_names_it(
 ) -> None:
     for name in ready:
         road.run(only={name})
-    with pytest.raises(
-        CannotRun, match=rf"--only {step} needs {missing}, which must be done and is not; .*{remedy}$"
-    ):
+    with pytest.raises(CannotRun, match=rf"--only {step} needs {missing}, which must be done and is not; .*{remedy}$"):
         road.run(only={step})
     assert [name for name, state in road.states().items() if state == "done" and name not in ready] == (
         ["read_b"] if ready else []
@@ -225,7 +223,5 @@ def test_each_step_is_told_of_and_called_through_around(road: Road) -> None:
 def test_a_step_that_does_not_exist_is_named_with_those_that_do(part: str) -> None:
     steps = dict.fromkeys(STEPS)
     Selection(**{part: frozenset({"left", "join"})}).require_known(steps)
-    with pytest.raises(
-        CannotRun, match=r"^lefd must be a step of this recipe; its steps are read_a, .*, join$"
-    ):
+    with pytest.raises(CannotRun, match=r"^lefd must be a step of this recipe; its steps are read_a, .*, join$"):
         Selection(**{part: frozenset({"lefd", "join"})}).require_known(steps)

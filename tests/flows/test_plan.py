@@ -139,9 +139,7 @@ def test_what_is_missing_is_given_to_the_flow_as_absent(road: Road) -> None:
 
 
 @pytest.mark.parametrize(("stop_after", "percent"), [(0, None), (1, 25.0), (3, 75.0)])
-def test_a_step_that_was_begun_is_partial_with_its_percent(
-    road: Road, stop_after: int, percent: float | None
-) -> None:
+def test_a_step_that_was_begun_is_partial_with_its_percent(road: Road, stop_after: int, percent: float | None) -> None:
     road.stop_after = stop_after
     with pytest.raises(KeyboardInterrupt):
         road.run()
@@ -231,9 +229,7 @@ def test_an_artifact_that_is_gone_or_damaged_is_missing(done: Road, damage: str)
     artifact = done.status("train").artifact
     assert artifact is not None
     (
-        artifact.folder.path.parent / "marker.json"
-        if damage == "the marker"
-        else artifact.folder.path / "rows.txt"
+        artifact.folder.path.parent / "marker.json" if damage == "the marker" else artifact.folder.path / "rows.txt"
     ).unlink()
     status = done.status("train")
     assert (status.state, status.reason) == ("missing", "its artifact is gone or damaged")

@@ -27,9 +27,7 @@ def smallest() -> dict[str, Any]:
         "cluster_features": {"num_clusters": 10},
         "train_student": {"architecture": NETWORK, "epochs": 2},
         "train_direct": {"architecture": NETWORK, "epochs": 2},
-        "evaluations": {
-            "things": {"train_data": IMAGES, "test_data": IMAGES, "extract": {"layers": ["conv5"]}}
-        },
+        "evaluations": {"things": {"train_data": IMAGES, "test_data": IMAGES, "extract": {"layers": ["conv5"]}}},
     }
 
 
@@ -110,9 +108,7 @@ def test_one_seed_is_the_seed_of_all_steps_that_set_none(write: Any) -> None:
     assert set(seeds(load_recipe(write(**parts))).values()) == {0}
     seven = seeds(load_recipe(write(**parts, seed=7)))
     assert set(seven.values()) == {7}
-    own = load_recipe(
-        write(**parts, seed=7), changes=["train_student.seed=3", "evaluations.things.probe.seed=4"]
-    )
+    own = load_recipe(write(**parts, seed=7), changes=["train_student.seed=3", "evaluations.things.probe.seed=4"])
     assert seeds(own) == {**seven, "train_student": 3, "probe": 4}
     assert seeds(load_recipe(write(**parts), changes=["seed=7"])) == seven
 
@@ -130,9 +126,7 @@ def test_one_seed_is_the_seed_of_all_steps_that_set_none(write: Any) -> None:
     ],
 )
 def test_an_unknown_key_is_named_with_the_keys_that_exist_there(toy: str, key: str, known: str) -> None:
-    with pytest.raises(
-        RecipeError, match=rf"toy\.yaml: {key} is not a key that exists; keys there are {known}"
-    ):
+    with pytest.raises(RecipeError, match=rf"toy\.yaml: {key} is not a key that exists; keys there are {known}"):
         load_recipe(toy, changes=[f"{key}=1"])
 
 
@@ -162,9 +156,7 @@ def test_an_unknown_option_of_a_method_is_named(toy: str) -> None:
         ({"train_pretext": 3}, r"train_pretext: .*, got 3$"),
     ],
 )
-def test_what_must_hold_is_said_with_what_was_given(
-    write: Any, changes: dict[str, Any], message: str
-) -> None:
+def test_what_must_hold_is_said_with_what_was_given(write: Any, changes: dict[str, Any], message: str) -> None:
     with pytest.raises(RecipeError, match=rf"toy\.yaml: {message}"):
         load_recipe(write(**changes))
 
@@ -179,9 +171,7 @@ def test_a_missing_dataset_is_named_once(write: Any, tmp_path: Path) -> None:
     del values["pretext_data"]
     path = tmp_path / "toy.yaml"
     path.write_text(yaml.safe_dump({**values, "student_data": IMAGES}))
-    with pytest.raises(
-        RecipeError, match=r"toy\.yaml: pretext_data must be given; cluster_data must be given$"
-    ):
+    with pytest.raises(RecipeError, match=r"toy\.yaml: pretext_data must be given; cluster_data must be given$"):
         load_recipe(str(path))
 
 
@@ -229,9 +219,7 @@ def test_a_change_below_a_value_is_refused(toy: str) -> None:
 
 
 def test_a_change_that_is_no_yaml_is_an_error_in_one_line(toy: str) -> None:
-    with pytest.raises(
-        RecipeError, match=r"--set 'train_pretext\.epochs=\[1': the value must be YAML"
-    ) as error:
+    with pytest.raises(RecipeError, match=r"--set 'train_pretext\.epochs=\[1': the value must be YAML") as error:
         load_recipe(toy, changes=["train_pretext.epochs=[1"])
     assert "\n" not in str(error.value)
 

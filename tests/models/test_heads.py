@@ -8,9 +8,7 @@ from models.heads import build_classifier
 
 def classifier(name, **options):
     torch.manual_seed(0)
-    return build_classifier(
-        build_backbone(Architecture(name=name, width=options.pop("width", 1.0))), **options
-    )
+    return build_classifier(build_backbone(Architecture(name=name, width=options.pop("width", 1.0))), **options)
 
 
 def layer_sizes(head):
@@ -44,9 +42,7 @@ def test_fc_head_pools_the_maxima_and_drops_only_in_training():
     maps = torch.rand(2, 32, 6, 6)
     assert not torch.equal(head(maps), head(maps))
     head.eval()
-    hidden = torch.stack(
-        [maps[..., y : y + 3, x : x + 3].amax((2, 3)) for y in (0, 3) for x in (0, 3)], dim=2
-    )
+    hidden = torch.stack([maps[..., y : y + 3, x : x + 3].amax((2, 3)) for y in (0, 3) for x in (0, 3)], dim=2)
     hidden = hidden.flatten(1)
     first, second, last = (module for module in head if isinstance(module, nn.Linear))
     torch.testing.assert_close(head(maps), last(second(first(hidden).relu()).relu()))

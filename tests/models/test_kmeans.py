@@ -25,9 +25,7 @@ Chunks = Callable[[], Iterator[np.ndarray]]
 def blobs(num_rows: int, *, seed: int = 0, width: int = 16, centers: int = 12) -> np.ndarray:
     rng = np.random.default_rng(seed)
     means = rng.normal(size=(centers, width)) * 2
-    return (means[rng.integers(centers, size=num_rows)] + rng.normal(size=(num_rows, width))).astype(
-        np.float32
-    )
+    return (means[rng.integers(centers, size=num_rows)] + rng.normal(size=(num_rows, width))).astype(np.float32)
 
 
 def chunked(rows_ND: np.ndarray, size: int = 250) -> Chunks:

@@ -21,10 +21,7 @@ def test_more_clusters_than_distinct_rows_is_refused(start: str) -> None:
 @pytest.mark.parametrize("start", ["k-means++", "random"])
 def test_start_is_seeded_distinct_rows_of_the_sample(start: str) -> None:
     sample_SD = np.repeat(rows_of(100), 3, axis=0) + np.float32(1e4)
-    chosen = {
-        seed: choose_start(sample_SD, KMeansConfig(num_clusters=40, start=start, seed=seed))
-        for seed in (1, 2)
-    }
+    chosen = {seed: choose_start(sample_SD, KMeansConfig(num_clusters=40, start=start, seed=seed)) for seed in (1, 2)}
     again = choose_start(sample_SD, KMeansConfig(num_clusters=40, start=start, seed=1))
     assert chosen[1].tobytes() == again.tobytes() != chosen[2].tobytes()
     assert len(np.unique(again, axis=0)) == 40
@@ -39,9 +36,7 @@ def test_negative_zero_makes_no_row_distinct() -> None:
 
 def test_plus_plus_start_covers_separate_groups() -> None:
     centers_KD = np.random.default_rng(0).normal(size=(20, 8)) * 100
-    sample_SD = (np.repeat(centers_KD, 30, axis=0) + np.random.default_rng(1).normal(size=(600, 8))).astype(
-        np.float32
-    )
+    sample_SD = (np.repeat(centers_KD, 30, axis=0) + np.random.default_rng(1).normal(size=(600, 8))).astype(np.float32)
     start_KD = choose_start(sample_SD, KMeansConfig(num_clusters=20))
     nearest_K = ((start_KD[:, None] - centers_KD) ** 2).sum(axis=2).argmin(axis=1)
     assert len(set(nearest_K.tolist())) == 20

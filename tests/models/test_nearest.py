@@ -16,9 +16,7 @@ from models.nearest_sieve import TorchSieve
 WAYS = [("torch", "float32"), ("torch", "bf16"), ("faiss", "float32")]
 
 
-def brute_force(
-    features_ND: np.ndarray, centroids_KD: np.ndarray
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def brute_force(features_ND: np.ndarray, centroids_KD: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Lowest id of the smallest float64 squared distance, that distance, and the margin to the second."""
     rows_ND, centroids_KD = features_ND.astype(np.float64), centroids_KD.astype(np.float64)
     squared_NK = np.stack([((rows_ND - centroid_D) ** 2).sum(axis=1) for centroid_D in centroids_KD], axis=1)
@@ -43,9 +41,7 @@ def adversarial(name: str) -> tuple[np.ndarray, np.ndarray]:
         case "float16":
             return rows_ND.astype(np.float16), rows_ND[:90].astype(np.float16).astype(np.float32)
         case "integer lattice":
-            return rng.integers(-2, 3, (300, 5)).astype(np.float32), rng.integers(-2, 3, (90, 5)).astype(
-                np.float32
-            )
+            return rng.integers(-2, 3, (300, 5)).astype(np.float32), rng.integers(-2, 3, (90, 5)).astype(np.float32)
         case "exact in bf16 but for the result":
             half_KD = rng.integers(-8, 9, (45, 24)).astype(np.float32)
             ends_KD = np.concatenate([half_KD, -half_KD])  # their mean is 0
@@ -93,9 +89,7 @@ def test_equals_float64_brute_force(name: str, engine: str, precision: str) -> N
 
 
 @pytest.mark.parametrize("name", ["mean far beyond the spread", "integer lattice", "near-equal centroids"])
-def test_bytes_do_not_depend_on_engine_precision_batch_or_order(
-    name: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_bytes_do_not_depend_on_engine_precision_batch_or_order(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     features_ND, centroids_KD = adversarial(name)
     features_ND = np.tile(features_ND, (4, 1))
     reference = NearestCentroid(centroids_KD)(features_ND)
@@ -111,9 +105,7 @@ def test_bytes_do_not_depend_on_engine_precision_batch_or_order(
         assert find.assign(features_ND).tobytes() == reference.cluster.tobytes()
         without = find(features_ND, margin=False)
         assert without.margin is None
-        assert_same_bytes(
-            Nearest(*reference[:2], reference.margin), without._replace(margin=reference.margin)
-        )
+        assert_same_bytes(Nearest(*reference[:2], reference.margin), without._replace(margin=reference.margin))
     monkeypatch.setattr(nearest_module, "BLOCK_BYTES", 1)
     monkeypatch.setattr(nearest_module, "MIN_BLOCK_ROWS", 7)
     monkeypatch.setitem(nearest_module.PAIR_ELEMENTS, "cpu", 50)
@@ -160,9 +152,7 @@ def exact_score(row_D: np.ndarray, centroid_D: np.ndarray, offset_D: np.ndarray)
     offset=st.sampled_from([0.0, 1.0, 1e4]),
     dtype=st.sampled_from([torch.float32, torch.bfloat16]),
 )
-def test_product_bounds_the_true_score(
-    seed: int, width: int, scale: float, offset: float, dtype: torch.dtype
-) -> None:
+def test_product_bounds_the_true_score(seed: int, width: int, scale: float, offset: float, dtype: torch.dtype) -> None:
     rng = np.random.default_rng(seed)
     # Heavy tails and one sign: the roundings of a product's terms then add up instead of cancelling.
     draws = np.abs(rng.standard_t(2, size=(9, width))) * 10 ** rng.uniform(-2, 2, size=(9, 1))

@@ -25,10 +25,7 @@ def clusters(*, rows, width=16, classes=5, spread=0.6, seed=0):
 
 
 def cut(features, labels, *, rows):
-    return [
-        (features[start : start + rows], labels[start : start + rows])
-        for start in range(0, len(labels), rows)
-    ]
+    return [(features[start : start + rows], labels[start : start + rows]) for start in range(0, len(labels), rows)]
 
 
 def fit(features, labels, *, rows=100, classes=5, **options):
@@ -47,12 +44,8 @@ def test_knn_equals_scikit_learn(k, temperature):
     reference = KNeighborsClassifier(
         k, metric="cosine", algorithm="brute", weights=lambda distance: np.exp((1 - distance) / temperature)
     ).fit(bank.astype(np.float64), labels)
-    scores = knn_predict_scores(
-        cut(bank, labels, rows=130), queries, k=k, num_classes=5, temperature=temperature
-    )
-    np.testing.assert_allclose(
-        scores, reference.predict_proba(queries.astype(np.float64)), rtol=1e-3, atol=1e-6
-    )
+    scores = knn_predict_scores(cut(bank, labels, rows=130), queries, k=k, num_classes=5, temperature=temperature)
+    np.testing.assert_allclose(scores, reference.predict_proba(queries.astype(np.float64)), rtol=1e-3, atol=1e-6)
 
 
 def test_nearest_neighbour_of_the_bank_is_itself():
@@ -73,10 +66,7 @@ def test_chunk_and_block_sizes_change_nothing(monkeypatch):
     queries, _ = clusters(rows=50, spread=2.0, seed=1)
     expected = knn_predict_scores([(bank, labels)], queries, k=20, num_classes=5)
     monkeypatch.setattr(probes, "BLOCK_ROWS", 32)
-    blocked = [
-        knn_predict_scores(cut(bank, labels, rows=rows), queries, k=20, num_classes=5)
-        for rows in (1, 33, 400)
-    ]
+    blocked = [knn_predict_scores(cut(bank, labels, rows=rows), queries, k=20, num_classes=5) for rows in (1, 33, 400)]
     assert np.array_equal(blocked[0], blocked[1]) and np.array_equal(blocked[0], blocked[2])
     np.testing.assert_allclose(blocked[0], expected, rtol=1e-4, atol=1e-7)
 

@@ -6,10 +6,7 @@ from models.row_chunks import blocks, shuffled
 
 
 def cut(features, labels, *, rows):
-    return [
-        (features[start : start + rows], labels[start : start + rows])
-        for start in range(0, len(labels), rows)
-    ]
+    return [(features[start : start + rows], labels[start : start + rows]) for start in range(0, len(labels), rows)]
 
 
 def test_rows_sorted_by_class_are_mixed(monkeypatch):

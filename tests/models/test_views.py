@@ -91,9 +91,7 @@ def test_random_resized_crop_of_a_long_image_falls_back_to_the_centre():
 
 
 def test_random_crop_reaches_every_place():
-    corners = {
-        tuple(random_crop(image(9, 9), draw(str(row)), size=8).flatten()[:1].tolist()) for row in range(60)
-    }
+    corners = {tuple(random_crop(image(9, 9), draw(str(row)), size=8).flatten()[:1].tolist()) for row in range(60)}
     assert len(corners) == 4
 
 
@@ -101,9 +99,7 @@ def test_flip_mirrors_half_of_the_images():
     picture = image()
     flipped = [not torch.equal(flip(picture, draw(str(row))), picture) for row in range(1000)]
     assert sum(flipped) == pytest.approx(500, abs=60)
-    mirrored = next(
-        view for row in range(99) if not torch.equal(view := flip(picture, draw(str(row))), picture)
-    )
+    mirrored = next(view for row in range(99) if not torch.equal(view := flip(picture, draw(str(row))), picture))
     assert torch.equal(mirrored.flip(-1), picture)
 
 

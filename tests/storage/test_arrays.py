@@ -150,9 +150,7 @@ def test_every_changed_byte_of_a_shard_is_named(folder):
         damaged = bytearray(whole)
         damaged[place] ^= 0x01
         (folder.path / "conv4/c/1/0").write_bytes(damaged)
-        with pytest.raises(
-            CorruptFile, match=rf"{folder.path}/conv4/c/1/0 must be as it was written.*--force"
-        ):
+        with pytest.raises(CorruptFile, match=rf"{folder.path}/conv4/c/1/0 must be as it was written.*--force"):
             reader.rows(2, 9)
 
 

@@ -22,9 +22,7 @@ def wait_until(holds: Callable[[], bool]) -> None:
         time.sleep(0.02)
 
 
-def test_a_refusal_shows_no_secret(
-    desk: Any, tmp_path: Path, server: Any, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_refusal_shows_no_secret(desk: Any, tmp_path: Path, server: Any, caplog: pytest.LogCaptureFixture) -> None:
     outbox = desk.open()
     desk.log_steps(outbox, 0)
     closed = Tracking(
@@ -34,9 +32,7 @@ def test_a_refusal_shows_no_secret(
     assert not courier.close(timeout=60)
     assert isinstance(courier.error, TrackingAway)
     assert courier.error.__cause__ is None and "127.0.0.1:9" in str(courier.error)
-    known = Tracking(
-        f"http://ann:s3cret@127.0.0.1:{server.port}", artifact_location=None, init_lock=tmp_path / "lock"
-    )
+    known = Tracking(f"http://ann:s3cret@127.0.0.1:{server.port}", artifact_location=None, init_lock=tmp_path / "lock")
     assert known.deliver(outbox)
     kept = [outbox.folder.read(name).decode() for name in outbox.folder.files()]
     run = desk.run_of(server.tracking, outbox).to_dictionary()

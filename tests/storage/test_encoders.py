@@ -148,8 +148,6 @@ def test_a_space_is_its_encoder_layer_pooling_and_view(folder, tmp_path):
 def test_storage_needs_no_torch_until_weights_are_read():
     import subprocess
 
-    program = (
-        "import sys, storage.encoders, storage.checkpoints, tasks.stage; sys.exit('torch' in sys.modules)"
-    )
+    program = "import sys, storage.encoders, storage.checkpoints, tasks.stage; sys.exit('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", program], cwd=Path(__file__).parents[2], timeout=60)
     assert done.returncode == 0

@@ -148,9 +148,7 @@ def test_missing_and_short_shards_are_named_before_anything_is_read(folder):
     path = folder.path / "conv4/c/2/0"
     whole = path.read_bytes()
     path.write_bytes(whole[:-1])
-    with pytest.raises(
-        CorruptFile, match=f"{path} of .* must have {len(whole)} bytes and has {len(whole) - 1}"
-    ):
+    with pytest.raises(CorruptFile, match=f"{path} of .* must have {len(whole)} bytes and has {len(whole) - 1}"):
         features.verify(deep=False)
     path.unlink()
     with pytest.raises(CorruptFile, match=f"{path}, which is missing"):

@@ -143,7 +143,6 @@ def write_rows(config: ToyConfig, work: Work) -> None:
 def test_the_name_of_the_step_is_not_in_the_key(tmp_path: Path) -> None:
     context = Context(Runtime(device="cpu"), Store(tmp_path / "store"), NoRecorder(), Silent())
     results = [
-        run_stage(write_rows, ToyConfig(), inputs={}, context=context, step=step)
-        for step in ("index_a", "index_b")
+        run_stage(write_rows, ToyConfig(), inputs={}, context=context, step=step) for step in ("index_a", "index_b")
     ]
     assert [result.reused for result in results] == [False, True]

@@ -50,10 +50,7 @@ def test_rows_come_in_the_order_of_their_shards_whatever_was_written_first(label
     table = labels.read()
     assert table["row_id"].tolist() == ROW_IDS.tolist()
     assert table["label"].tolist() == LABEL.tolist()
-    assert (
-        table["distance"].tolist() == (LABEL / 4).tolist()
-        and table["margin"].tolist() == (LABEL / 8).tolist()
-    )
+    assert table["distance"].tolist() == (LABEL / 4).tolist() and table["margin"].tolist() == (LABEL / 8).tolist()
     assert [table[name].dtype for name in ("label", "distance", "margin")] == [
         np.int32,
         np.float32,

@@ -74,9 +74,7 @@ def test_an_error_in_the_block_gives_it_back(folder):
 
 def test_who_does_not_want_to_wait_is_told_the_holder(folder):
     with lease_of(folder):
-        with pytest.raises(
-            TimeoutError, match=f"another process is making this artifact: .*'pid': {os.getpid()}"
-        ):
+        with pytest.raises(TimeoutError, match=f"another process is making this artifact: .*'pid': {os.getpid()}"):
             lease_of(folder).__enter__()
         # Leases of other names do not mind.
         with Lease(folder, "other key", wait=0):

@@ -95,15 +95,11 @@ def test_a_resume_before_released_rows_does_not_log_them_twice(folder: Folder) -
     for step in (1, 2, 3):
         resumed.log({"loss": float(step), "new": 0.0}, step=step)
     resumed.release(resumed.commit())
-    assert [row for row in sent(resumed) if row[0] == "loss"] == [
-        ("loss", float(step), step) for step in (1, 2, 3)
-    ]
+    assert [row for row in sent(resumed) if row[0] == "loss"] == [("loss", float(step), step) for step in (1, 2, 3)]
     assert [row for row in sent(resumed) if row[0] == "new"] == [("new", 0.0, step) for step in (1, 2, 3)]
 
 
-def test_rows_keep_every_digit_and_the_time_of_their_logging(
-    folder: Folder, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_rows_keep_every_digit_and_the_time_of_their_logging(folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
     outbox = Outbox(folder)
     for now, value in ((5, 0.1 + 0.2), (6, math.inf), (7, math.nan)):
         monkeypatch.setattr("storage.outbox.now_ms", lambda now=now: now)
@@ -116,9 +112,7 @@ def test_rows_keep_every_digit_and_the_time_of_their_logging(
 
 
 @pytest.mark.parametrize(("status", "steps"), [("FINISHED", [1, 2, 3]), ("FAILED", [1]), ("KILLED", [1])])
-def test_only_a_finished_run_keeps_rows_past_its_checkpoint(
-    folder: Folder, status: str, steps: list[int]
-) -> None:
+def test_only_a_finished_run_keeps_rows_past_its_checkpoint(folder: Folder, status: str, steps: list[int]) -> None:
     outbox = Outbox(folder)
     for step in (1, 2, 3):
         outbox.log({"loss": 0.0}, step=step)

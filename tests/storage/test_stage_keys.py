@@ -91,9 +91,7 @@ def _home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("setting", OTHER_RUNTIME)
-def test_no_setting_of_the_runtime_changes_a_key(
-    setting: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_no_setting_of_the_runtime_changes_a_key(setting: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     photos(tmp_path / "moved photos")
     usual = Runtime(home=tmp_path / "home", data={"photos": photos(tmp_path / "photos")})
@@ -108,9 +106,7 @@ def test_no_setting_of_the_runtime_changes_a_key(
 def settings(config: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
     """The path of each single setting of a config, nested ones and method options too."""
     parts = (
-        {name: getattr(config, name) for name in type(config).model_fields}
-        if isinstance(config, BaseModel)
-        else config
+        {name: getattr(config, name) for name in type(config).model_fields} if isinstance(config, BaseModel) else config
     )
     if isinstance(parts, dict) and parts:
         for name, part in parts.items():
@@ -163,9 +159,7 @@ def current_keys() -> dict[str, str]:
     for name, made in sorted(stages().items()):
         config = default_config(made)
         # The digest of a source is given: its bytes are not what is tested here.
-        external = (
-            {"source": "cc"} if name == "index_dataset" else made.ingredients(config, Runtime(device="cpu"))
-        )
+        external = {"source": "cc"} if name == "index_dataset" else made.ingredients(config, Runtime(device="cpu"))
         inputs: dict[str, Any] = {} if name == "index_dataset" else {"images": SimpleNamespace(digest="aa")}
         keys[f"default config of {name}"] = made.key(config, inputs=inputs, external=external)
     return keys

@@ -84,9 +84,7 @@ def test_a_changed_value_fails_its_page_checksum(tmp_path):
     whole = (tmp_path / "numbers.parquet").read_bytes()
     place = whole.index(values[500].tobytes())
     (tmp_path / "numbers.parquet").write_bytes(whole[:place] + b"\x00" + whole[place + 1 :])
-    with pytest.raises(
-        CorruptFile, match=r"numbers\.parquet must be an intact Parquet file: .*(CRC|checksum)"
-    ):
+    with pytest.raises(CorruptFile, match=r"numbers\.parquet must be an intact Parquet file: .*(CRC|checksum)"):
         read_table(folder, "numbers.parquet")
 
 

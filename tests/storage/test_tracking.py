@@ -176,14 +176,10 @@ def test_a_reused_step_is_marked_once_its_run_is_known(desk: Any, sqlite: Tracki
     assert sqlite.deliver(made)
     parent.finish("FINISHED")
     assert sqlite.deliver(parent)
-    assert (
-        desk.run_of(sqlite, parent).data.tags["step.cluster.run_id"] == desk.run_of(sqlite, made).info.run_id
-    )
+    assert desk.run_of(sqlite, parent).data.tags["step.cluster.run_id"] == desk.run_of(sqlite, made).info.run_id
 
 
-def test_find_gives_finished_runs_newest_first(
-    desk: Any, tracking: Tracking, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_find_gives_finished_runs_newest_first(desk: Any, tracking: Tracking, monkeypatch: pytest.MonkeyPatch) -> None:
     key = uuid.uuid4().hex
     ends = [("old", "FINISHED", 10, {}), ("new", "FINISHED", 30, {}), ("mid", "FINISHED", 20, {})]
     ends += [

@@ -87,9 +87,7 @@ class Workshop:
         context = context or self.context()
         return run_stage(self.spell_rows, SpellConfig(**settings), inputs={"rows": rows}, context=context)
 
-    def stop_at(
-        self, unit: str, error: type[BaseException] = KeyboardInterrupt, *, written: bool = False
-    ) -> None:
+    def stop_at(self, unit: str, error: type[BaseException] = KeyboardInterrupt, *, written: bool = False) -> None:
         """Let the work end at a unit: before it is written, or after that and before its commit."""
 
         def stop(name: str) -> None:

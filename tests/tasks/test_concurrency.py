@@ -75,9 +75,7 @@ class Arena:
         artifact = self.store.find(Rows, answer["key"])
         assert artifact is not None and artifact.digest == answer["digest"]
         artifact.verify(deep=True)
-        assert [artifact.folder.read(f"{unit}.txt") for unit in UNITS] == [
-            f"row {unit}".encode() for unit in UNITS
-        ]
+        assert [artifact.folder.read(f"{unit}.txt") for unit in UNITS] == [f"row {unit}".encode() for unit in UNITS]
         names = sorted(path.name for path in artifact.folder.path.iterdir())
         assert names == [f"{unit}.txt" for unit in UNITS], "something was left half done"
         assert not self.store.work_folder(artifact.key).path.exists()
@@ -141,7 +139,5 @@ def test_a_killed_holder_is_taken_over_at_once(arena: Arena) -> None:
     began = time.monotonic()
     answer = arena.answer(waiting)
     assert time.monotonic() - began < 30
-    assert answer["reused"] is False and arena.computed() == UNITS, (
-        "the committed unit was not computed again"
-    )
+    assert answer["reused"] is False and arena.computed() == UNITS, "the committed unit was not computed again"
     arena.require_intact(answer)

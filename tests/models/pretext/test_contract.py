@@ -41,9 +41,7 @@ def build(cls, *, seed=0):
 
 
 def draw(row, *, epoch=0, seed=0):
-    return Draw(
-        seed, epoch=epoch, row_id=f"{row:032x}", others=lambda given: IMAGES[given.integers(0, NUM_ROWS)]
-    )
+    return Draw(seed, epoch=epoch, row_id=f"{row:032x}", others=lambda given: IMAGES[given.integers(0, NUM_ROWS)])
 
 
 def read_batch(method, *, epoch, number):
@@ -128,9 +126,7 @@ def test_views_depend_on_seed_epoch_row_and_view_alone(cls):
     assert torch.equal(torch.get_rng_state(), state)
     for key in ({"epoch": 1}, {"seed": 1}):
         again = [method.views(IMAGES[row], draw(row, **key)) for row in range(NUM_ROWS)]
-        assert any(
-            not torch.equal(a[name], b[name]) for a, b in zip(again, expected, strict=True) for name in a
-        )
+        assert any(not torch.equal(a[name], b[name]) for a, b in zip(again, expected, strict=True) for name in a)
 
 
 def test_views_have_one_shape_for_images_of_every_size(cls):

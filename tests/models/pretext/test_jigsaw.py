@@ -84,9 +84,7 @@ def test_grey_tiles_have_three_equal_channels():
 @pytest.mark.parametrize("tile_scale", [1.0, 50.0])
 def test_each_tile_is_normalised_by_itself_over_all_channels(tile_scale):
     method = build(tile_scale=tile_scale)
-    tiles = (
-        noise(48).view(3, 3, 16, 48).transpose(0, 1) * torch.tensor([0.1, 0.5, 1]).view(3, 1, 1, 1)
-    ).byte()
+    tiles = (noise(48).view(3, 3, 16, 48).transpose(0, 1) * torch.tensor([0.1, 0.5, 1]).view(3, 1, 1, 1)).byte()
     values = method.prepare(tiles).flatten(1)
     torch.testing.assert_close(values.mean(1), torch.zeros(3), atol=1e-4, rtol=0)
     pixels = tiles.numpy().reshape(3, -1).astype(np.float64)
@@ -136,9 +134,7 @@ def test_loss_sees_the_slots_in_order():
     torch.testing.assert_close(loss, torch.stack(expected).mean(), atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize(
-    "wrong", [{"window": 62}, {"resize": 60}, {"tile": 17}, {"jitter": 1}, {"channel_shift": 6}]
-)
+@pytest.mark.parametrize("wrong", [{"window": 62}, {"resize": 60}, {"tile": 17}, {"jitter": 1}, {"channel_shift": 6}])
 def test_geometry_that_does_not_fit_is_refused(wrong):
     with pytest.raises(ValidationError, match="must (be a multiple of 3|fit a cell)"):
         Jigsaw.Config(**{**SMALL, **wrong})

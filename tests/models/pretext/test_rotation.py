@@ -63,9 +63,9 @@ def test_loss_is_the_cross_entropy_of_the_turn(method):
     expected = []
     for turns in batch.views["turns"]:
         for k in range(4):
-            pixels = (turns[k] / 255 - torch.tensor(IMAGENET_MEAN).view(3, 1, 1)) / torch.tensor(
-                IMAGENET_STD
-            ).view(3, 1, 1)
+            pixels = (turns[k] / 255 - torch.tensor(IMAGENET_MEAN).view(3, 1, 1)) / torch.tensor(IMAGENET_STD).view(
+                3, 1, 1
+            )
             logits = method.head(method.backbone(pixels[None])["conv5"])[0]
             expected.append(-F.log_softmax(logits, dim=0)[k])
     torch.testing.assert_close(

@@ -17,9 +17,7 @@ def build(**settings):
 
 
 def batch_of(labels):
-    images = torch.from_numpy(
-        np.random.default_rng(0).integers(0, 256, (len(labels), 3, 32, 32), dtype=np.uint8)
-    )
+    images = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (len(labels), 3, 32, 32), dtype=np.uint8))
     return Batch({"image": images}, torch.arange(len(labels)), torch.tensor(labels))
 
 

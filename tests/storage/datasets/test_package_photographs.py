@@ -59,9 +59,7 @@ def test_half_of_the_photographs_still_makes_a_dataset():
 def test_splits_share_no_pixel():
     owner: dict[tuple[str, int, int], str] = {}
     for split in ("train", "validation", "test"):
-        for name, left, top in boxes(
-            opened(split, stride=9, crop=24, min_std=0, photographs=["chelsea", "retina"])
-        ):
+        for name, left, top in boxes(opened(split, stride=9, crop=24, min_std=0, photographs=["chelsea", "retina"])):
             # A crop lies within one block when its corners do.
             assert left // 128 == (left + 23) // 128 and top // 128 == (top + 23) // 128
             assert owner.setdefault((name, left // 128, top // 128), split) == split
