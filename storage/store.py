@@ -109,7 +109,7 @@ class Store:
         for dropped in self.root.glob(f"{DROPPED_PREFIX}*"):
             shutil.rmtree(dropped, ignore_errors=True)
 
-    def keys(self) -> Iterator[str]:
+    def complete(self) -> Iterator[str]:
         """The keys of all artifacts that have a marker."""
         folder = self.root / "artifacts"
         for path in sorted(folder.iterdir()) if folder.is_dir() else []:

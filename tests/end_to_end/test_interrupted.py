@@ -33,10 +33,10 @@ LONG = ("--only", "train_pretext", "--set", f"train_pretext.epochs={EPOCHS}")
 def uninterrupted(smoke_home: Path, tmp_path_factory: pytest.TempPathFactory, warm: WarmGraft) -> tuple[str, str]:
     """Key and content digest of the long training's result."""
     home = Path(shutil.copytree(smoke_home, tmp_path_factory.mktemp("uninterrupted") / "home"))
-    before = set(Store(home / "store").keys())
+    before = set(Store(home / "store").complete())
     result = warm("run", RECIPE, *LONG, ALONE, env=environment(home))
     assert (result.code, result.training_steps) == (0, STEPS)
-    (key,) = set(Store(home / "store").keys()) - before
+    (key,) = set(Store(home / "store").complete()) - before
     return key, Store(home / "store").marker(key).digest
 
 

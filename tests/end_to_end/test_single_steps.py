@@ -27,7 +27,7 @@ BELOW_CLUSTERS = [
 def digests(home: Path) -> dict[str, str]:
     """Key -> content digest of every artifact."""
     store = Store(home / "store")
-    return {key: store.marker(key).digest for key in store}
+    return {key: store.marker(key).digest for key in store.complete()}
 
 
 def keys_of_steps(home: Path) -> dict[str, str]:

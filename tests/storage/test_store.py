@@ -62,7 +62,7 @@ def make(store: Store, files: dict[str, bytes], *, key: str = KEY) -> Rows:
 
 
 def test_looking_writes_nothing(store):
-    assert store.find(Rows, KEY) is None and list(store.keys()) == []
+    assert store.find(Rows, KEY) is None and list(store.complete()) == []
     with pytest.raises(FileNotFoundError):
         store.marker(KEY)
     assert store.committed_attempt(KEY) is None
@@ -73,14 +73,14 @@ def test_what_is_found_is_what_was_committed(store):
     artifact = make(store, {"0.txt": b"a", "deep/1.txt": b"bb"})
     assert (artifact.key, artifact.folder.read("deep/1.txt")) == (KEY, b"bb")
     assert store.marker(KEY) == artifact.marker == read_marker(store.artifact_folder(KEY).path)
-    assert list(store.keys()) == [KEY]
+    assert list(store.complete()) == [KEY]
     artifact.verify(deep=True)
 
 
 def test_without_a_marker_there_is_no_artifact(store):
     with store.lease(KEY) as lease:
         store.open_attempt(KEY, lease=lease).write("0.txt", b"a")
-    assert store.find(Rows, KEY) is None and list(store.keys()) == []
+    assert store.find(Rows, KEY) is None and list(store.complete()) == []
 
 
 def test_a_marker_that_is_interrupted_is_no_marker(store, monkeypatch):

@@ -116,4 +116,4 @@ def test_who_lost_the_lease_leaves_no_artifact(shop) -> None:
     shop.between = lose
     with pytest.raises(LeaseLost, match="Run the same command again"):
         shop.write()
-    assert list(store.keys()) == []
+    assert list(store.complete()) == []
