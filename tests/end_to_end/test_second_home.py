@@ -41,7 +41,7 @@ def test_a_step_is_run_from_what_mlflow_knows(
     made = warm("run", RECIPE, *road, env=first)
     assert (made.code, made.stderr) == (0, "")
     shared = Store(tmp_path / "artifacts")
-    above = set(shared.keys())
+    above = set(shared.complete())
     keys = json.loads((tmp_path / "first" / "recipes" / "smoke.json").read_text())
     (tmp_path / "first").rename(tmp_path / "gone")
 
@@ -50,13 +50,13 @@ def test_a_step_is_run_from_what_mlflow_knows(
     longer = warm("run", RECIPE, *ONLY_STUDENT, "--set", "train_student.epochs=3", env=second)
     assert (longer.code, longer.stderr) == (0, "")
     assert (longer.computed, longer.reused) == (["train_student"], [])
-    (key,) = own.keys()
+    (key,) = own.complete()
     marker, old = own.marker(key), shared.marker(keys["train_student"])
     assert (marker.config["epochs"], marker.inputs) == (3, old.inputs)
 
     # Bytes are equal, wherever they are made.
     forced = warm("run", RECIPE, *ONLY_STUDENT, "--force", "train_student", env=second)
     assert (forced.code, forced.computed) == (0, ["train_student"])
-    assert set(own.keys()) == {key, keys["train_student"]}
+    assert set(own.complete()) == {key, keys["train_student"]}
     assert own.marker(keys["train_student"]).digest == old.digest
-    assert set(shared.keys()) == above
+    assert set(shared.complete()) == above
