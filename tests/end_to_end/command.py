@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -18,8 +19,20 @@ ROOT = Path(__file__).parents[2]
 RECIPE = Path(__file__).with_name("smoke.yaml")
 SCRIPT = Path(sys.executable).with_name("graft")
 ALONE = "--no-orchestrator"
+# The steps of a recipe up to its student, in the order of the flow.
+ROAD = (
+    "index_pretext",
+    "index_cluster",
+    "index_student",
+    "train_pretext",
+    "extract_cluster",
+    "cluster_features",
+    "extract_student",
+    "assign_labels",
+    "train_student",
+)
 # For what must happen at all; nothing waits that long unless it is broken.
-PATIENCE_SECONDS = 120.0
+PATIENCE_SECONDS = 600.0
 STEP_LINE = re.compile(r"^\[ *\d+/\d+\] (\w+): (.*)$", re.MULTILINE)
 T = TypeVar("T")
 
@@ -58,31 +71,23 @@ def environment(home: Path, **settings: object) -> dict[str, str]:
     }
 
 
-def start(*argv: str | Path, env: Mapping[str, str]) -> subprocess.Popen[str]:
-    """Start a command and return at once."""
-    return subprocess.Popen(
-        [str(SCRIPT), *map(str, argv)],
-        env=dict(env),
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+def only(steps: Iterable[str]) -> list[str]:
+    """The options that ask for these steps."""
+    return [word for step in steps for word in ("--only", step)]
 
 
-def finish(process: subprocess.Popen[str]) -> Result:
-    """Wait for a command's end; one that does not come to an end is killed."""
-    try:
-        stdout, stderr = process.communicate(timeout=PATIENCE_SECONDS)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        raise
-    return Result(process.returncode, stdout, stderr)
+def keys_of_steps(home: Path) -> dict[str, str]:
+    """Step of the smoke recipe -> the key that it had when it was last done."""
+    keys: dict[str, str] = json.loads((home / "recipes" / "smoke.json").read_text())
+    return keys
 
 
 def graft(*argv: str | Path, env: Mapping[str, str]) -> Result:
-    """Run a command in a process of its own."""
-    return finish(start(*argv, env=env))
+    """Run a command in a process of its own, from its first import on."""
+    done = subprocess.run(
+        [str(SCRIPT), *map(str, argv)], env=dict(env), capture_output=True, text=True, timeout=PATIENCE_SECONDS
+    )
+    return Result(done.returncode, done.stdout, done.stderr)
 
 
 class WarmGraft:
@@ -94,7 +99,8 @@ class WarmGraft:
     """
 
     def __init__(self, folder: Path, *, prefix: tuple[str, ...] = ()) -> None:
-        self._files = {name: folder / name for name in ("stdout", "stderr", "steps")}
+        self._folder = folder
+        self._number = 0
         self._process = subprocess.Popen(
             [*prefix, sys.executable, str(Path(__file__).with_name("warm.py"))],
             stdin=subprocess.PIPE,
@@ -107,22 +113,55 @@ class WarmGraft:
     def pid(self) -> int:
         return self._process.pid
 
+    def start(self, *argv: str | Path, env: Mapping[str, str]) -> Running:
+        """Start a command and return at once."""
+        self._number += 1
+        files = {name: self._folder / f"{self._number}.{name}" for name in ("stdout", "stderr", "steps")}
+        for place in files.values():
+            place.touch()
+        places = {name: str(place) for name, place in files.items()}
+        pid = self.ask({"argv": [str(word) for word in argv], "env": dict(env), **places})
+        assert pid is not None
+        return Running(self, pid, files)
+
     def __call__(self, *argv: str | Path, env: Mapping[str, str]) -> Result:
         """Run a command to its end."""
+        return self.start(*argv, env=env).finish()
+
+    def ask(self, command: dict[str, Any]) -> int | None:
+        """Give the process one line, and take its answer."""
         assert self._process.stdin and self._process.stdout
-        for place in self._files.values():
-            place.write_text("")
-        command = {"argv": [str(word) for word in argv], "env": dict(env)}
-        command |= {name: str(place) for name, place in self._files.items()}
         self._process.stdin.write(json.dumps(command) + "\n")
         self._process.stdin.flush()
-        code = int(self._process.stdout.readline())
-        texts = {name: place.read_text() for name, place in self._files.items()}
-        return Result(code, texts["stdout"], texts["stderr"], len(texts["steps"]))
+        answer: int | None = json.loads(self._process.stdout.readline())
+        return answer
 
     def close(self) -> None:
         """Let the process end."""
         self._process.communicate(timeout=PATIENCE_SECONDS)
+
+
+class Running:
+    """A command under way."""
+
+    def __init__(self, warm: WarmGraft, pid: int, files: Mapping[str, Path]) -> None:
+        self.pid = pid
+        self._warm = warm
+        self._files = files
+
+    def send_signal(self, number: int) -> None:
+        os.kill(self.pid, number)
+
+    def finish(self) -> Result:
+        """Wait for its end; a command that does not come to an end is killed."""
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        while (code := self._warm.ask({"collect": self.pid})) is None:
+            time.sleep(0.02)
+            if time.monotonic() > deadline:
+                self.send_signal(signal.SIGKILL)
+                raise AssertionError(f"the command {self.pid} did not end within {PATIENCE_SECONDS:.0f} s")
+        texts = {name: place.read_text() for name, place in self._files.items()}
+        return Result(code, texts["stdout"], texts["stderr"], len(texts["steps"]))
 
 
 class PrefectApi(NamedTuple):

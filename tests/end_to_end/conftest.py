@@ -62,7 +62,7 @@ def prefect(shared_folder: Path) -> Iterator[PrefectApi]:
             yield PrefectApi(url)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture
 def mlflow_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MlflowServer]:
     """A MLflow server that is away until a test starts it."""
     with socket.socket() as probe:

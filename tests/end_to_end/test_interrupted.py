@@ -20,13 +20,13 @@ from tests.end_to_end.command import (
     WarmGraft,
     environment,
     eventually,
-    finish,
-    start,
 )
 
-EPOCHS = 40
-STEPS = 2 * EPOCHS
-LONG = ("--only", "train_pretext", "--set", f"train_pretext.epochs={EPOCHS}")
+# Small steps, and enough of them that a signal comes in the midst.
+EPOCHS = 20
+STEPS = 9 * EPOCHS
+SETTINGS = ("--set", f"train_pretext.epochs={EPOCHS}", "--set", "train_pretext.batch_size=8")
+LONG = ("--only", "train_pretext", *SETTINGS)
 
 
 @pytest.fixture(scope="module")
@@ -69,13 +69,11 @@ def test_a_stopped_training_goes_on_where_it_stopped(
     env = environment(home, prefect_api_url=prefect.url, checkpoint_seconds=1000)
     store = Store(home / "store")
 
-    command = start("run", recipe, *LONG, env=env)
-    eventually(
-        lambda: prefect.progress(number.name.lower(), "train_pretext") or command.poll() is not None, what="training"
-    )
+    command = warm.start("run", recipe, *LONG, env=env)
+    eventually(lambda: prefect.progress(number.name.lower(), "train_pretext"), what="training")
     assert not (store.work_folder(key) / "state").exists("checkpoint.pt")
     command.send_signal(number)
-    stopped = finish(command)
+    stopped = command.finish()
 
     assert stopped.code == 128 + number
     assert "Traceback" not in stopped.stderr
@@ -85,7 +83,7 @@ def test_a_stopped_training_goes_on_where_it_stopped(
     assert {name: run.info.status for name, run in runs.items()} == {"smoke": "KILLED", "train_pretext": "KILLED"}
     (flow_run,) = prefect.flow_runs(number.name.lower())
     assert flow_run["state_type"] == "CRASHED"
-    status = warm("status", recipe, *LONG[2:], env=env)
+    status = warm("status", recipe, *SETTINGS, env=env)
     assert f"partial  {100 * kept / STEPS:.0f} %" in status.stdout
 
     resumed = warm("run", recipe, *LONG, env=env)

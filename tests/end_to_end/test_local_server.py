@@ -19,9 +19,7 @@ from tests.end_to_end.command import (
     answers,
     environment,
     eventually,
-    finish,
     processes_of,
-    start,
 )
 
 TELEMETRY_OFF = {
@@ -80,7 +78,7 @@ def test_the_server_is_shared_and_the_last_to_leave_stops_it(
     (home / "prefect" / "server.json").write_text(json.dumps(stale._asdict()))
 
     long_recipe = shutil.copy(RECIPE, tmp_path / "long.yaml")
-    long = start("run", long_recipe, "--set", "train_pretext.epochs=1000000", "--only", "train_pretext", env=env)
+    long = warm.start("run", long_recipe, "--set", "train_pretext.epochs=1000000", "--only", "train_pretext", env=env)
     server = eventually(lambda: server_of(home) not in (None, stale) and server_of(home), what="the start of a server")
     assert bystander.poll() is None
     eventually(lambda: answers(server.api.url), what="an answer of the server")
@@ -94,8 +92,8 @@ def test_the_server_is_shared_and_the_last_to_leave_stops_it(
     assert server_of(home) == server
     assert answers(server.api.url), "the first to leave stopped the server"
 
-    long.kill()
-    finish(long)
+    long.send_signal(signal.SIGKILL)
+    assert long.finish().code == -signal.SIGKILL
     assert answers(server.api.url)
 
     next_one = warm("run", RECIPE, *SHORT, env=env)
@@ -106,11 +104,10 @@ def test_the_server_is_shared_and_the_last_to_leave_stops_it(
     assert processes_of(home) == []
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_command_stopped_while_the_server_starts_leaves_none(clean_home: Path, number: signal.Signals) -> None:
-    command = start("run", RECIPE, *SHORT, env=environment(clean_home))
+def test_a_command_stopped_while_the_server_starts_leaves_none(clean_home: Path, warm: WarmGraft) -> None:
+    command = warm.start("run", RECIPE, *SHORT, env=environment(clean_home))
     eventually(lambda: server_of(clean_home), what="the start of a server")
-    command.send_signal(number)
-    assert finish(command).code == 128 + number
+    command.send_signal(signal.SIGINT)
+    assert command.finish().code == 128 + signal.SIGINT
     assert server_of(clean_home) is None
     assert processes_of(clean_home) == []

@@ -14,7 +14,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 
 from storage.store import Store
-from tests.end_to_end.command import RECIPE, PrefectApi, Result, WarmGraft, environment, graft
+from tests.end_to_end.command import RECIPE, PrefectApi, Result, WarmGraft, environment, graft, keys_of_steps
 
 FORCED = "probe_photographs_student"
 DAMAGED = "finetune_photographs_random"
@@ -76,7 +76,7 @@ def first(place: Place, env: dict[str, str]) -> Command:
 @pytest.fixture(scope="module")
 def second(place: Place, env: dict[str, str], first: Command, warm: WarmGraft) -> Command:
     """All is there but for one damaged artifact, and one step is forced."""
-    key = first_keys(place)[DAMAGED]
+    key = keys_of_steps(place.home)[DAMAGED]
     largest = max((place.home / "store" / "artifacts" / key / "0").rglob("*.parquet"))
     largest.write_bytes(largest.read_bytes()[:-1])
     return place.observe(warm("run", place.recipe, "--force", FORCED, env=env))
@@ -92,11 +92,6 @@ def failed(place: Place, env: dict[str, str], first: Command, warm: WarmGraft) -
 @pytest.fixture(scope="module")
 def mlflow_client(place: Place, first: Command) -> Iterator[MlflowClient]:
     yield MlflowClient(f"sqlite:///{place.home / 'mlflow.db'}")
-
-
-def first_keys(place: Place) -> dict[str, str]:
-    keys: dict[str, str] = json.loads((place.home / "recipes" / "smoke.json").read_text())
-    return keys
 
 
 def pipelines(client: MlflowClient) -> list[Run]:
@@ -116,7 +111,7 @@ def children(client: MlflowClient, parent: Run) -> dict[str, Run]:
 
 def test_the_result_is_printed(place: Place, first: Command) -> None:
     assert (first.result.code, first.result.stderr) == (0, "")
-    steps = list(first_keys(place))
+    steps = list(keys_of_steps(place.home))
     assert sorted([*first.result.computed, *first.result.reused]) == sorted(steps)
     assert set(first.result.reused) == EQUAL_TO_ANOTHER
     assert "accuracy on test images, %" in first.result.stdout
@@ -139,7 +134,7 @@ def test_prefect_shows_progress_and_results(place: Place, first: Command) -> Non
     trained = first.artifacts["train-pretext-progress"]
     assert (trained["type"], trained["data"]) == ("progress", 100.0)
     assert trained["description"] == "train_pretext: 4 of 4 steps"
-    key = first_keys(place)["train_pretext"]
+    key = keys_of_steps(place.home)["train_pretext"]
     result = first.artifacts["train-pretext-result"]
     assert result["type"] == "markdown"
     assert key in result["data"] and Store(place.home / "store").marker(key).digest in result["data"]
@@ -187,7 +182,7 @@ def test_mlflow_has_a_run_a_computed_step_below_one_of_the_pipeline(
     runs = children(mlflow_client, parent)
     assert (parent.info.run_name, parent.info.status) == ("smoke", "FINISHED")
     assert sorted(runs) == sorted(first.result.computed)
-    keys = first_keys(place)
+    keys = keys_of_steps(place.home)
     for step, run in runs.items():
         assert run.info.status == "FINISHED"
         assert (run.data.tags["graft.key"], run.data.tags["graft.step"]) == (keys[step], step)
@@ -203,7 +198,7 @@ def test_mlflow_has_params_curves_and_inputs_of_a_step(place: Place, mlflow_clie
     steps = [loss.step for loss in losses]
     assert steps == sorted(set(steps)) and len(steps) > 1
     assert all(run.info.start_time <= loss.timestamp <= run.info.end_time for loss in losses)
-    labels = Store(place.home / "store").marker(first_keys(place)["assign_labels"])
+    labels = Store(place.home / "store").marker(keys_of_steps(place.home)["assign_labels"])
     given = {item.dataset.name: item.dataset for item in run.inputs.dataset_inputs}
     assert set(given) == {"images", "labels"}
     assert labels.digest.startswith(given["labels"].digest)
@@ -217,7 +212,7 @@ def test_the_pipeline_s_run_names_the_run_of_every_step(
 ) -> None:
     made, again, *_ = pipelines(mlflow_client)
     runs = children(mlflow_client, made)
-    keys = first_keys(place)
+    keys = keys_of_steps(place.home)
     by_key = {run.data.tags["graft.key"]: run.info.run_id for run in runs.values()}
     assert {step: made.data.tags[f"step.{step}.run_id"] for step in keys} == {
         step: by_key[key] for step, key in keys.items()
@@ -233,4 +228,4 @@ def test_nothing_waits_to_be_sent(place: Place, first: Command, second: Command)
     assert list((place.home / "pipelines").iterdir()) == []
     # What failed keeps its scratch: it goes on when the command is run again.
     keys = {path.name for path in (place.home / "store" / "work").iterdir()}
-    assert keys.isdisjoint(first_keys(place).values())
+    assert keys.isdisjoint(keys_of_steps(place.home).values())

@@ -2,31 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
 
 from storage.store import Store
-from tests.end_to_end.command import RECIPE, PrefectApi, WarmGraft, environment
+from tests.end_to_end.command import RECIPE, ROAD, PrefectApi, WarmGraft, environment, keys_of_steps, only
 from tests.end_to_end.tracking_server import MlflowServer
 
-ABOVE = (
-    "index_pretext",
-    "index_cluster",
-    "index_student",
-    "train_pretext",
-    "extract_cluster",
-    "cluster_features",
-    "extract_student",
-    "assign_labels",
-)
-ONLY_STUDENT = ("--only", "train_student")
 
-
-@pytest.mark.parametrize("tracking", ["sqlite", "server"])
+@pytest.mark.parametrize(("tracking", "forced"), [("sqlite", False), ("server", True)])
 def test_a_step_is_run_from_what_mlflow_knows(
-    tmp_path: Path, warm: WarmGraft, prefect: PrefectApi, mlflow_server: MlflowServer, tracking: str
+    tmp_path: Path, warm: WarmGraft, prefect: PrefectApi, mlflow_server: MlflowServer, tracking: str, forced: bool
 ) -> None:
     if tracking == "server":
         mlflow_server.start()
@@ -37,26 +24,24 @@ def test_a_step_is_run_from_what_mlflow_knows(
     settings = {"tracking_uri": uri, "prefect_api_url": prefect.url}
 
     first = environment(tmp_path / "first", store=tmp_path / "artifacts", **settings)
-    road = [word for step in (*ABOVE, "train_student") for word in ("--only", step)]
-    made = warm("run", RECIPE, *road, env=first)
+    made = warm("run", RECIPE, *only(ROAD), env=first)
     assert (made.code, made.stderr) == (0, "")
+    keys = keys_of_steps(tmp_path / "first")
     shared = Store(tmp_path / "artifacts")
-    above = set(shared.complete())
-    keys = json.loads((tmp_path / "first" / "recipes" / "smoke.json").read_text())
+    before = set(shared.complete())
+    old = shared.marker(keys["train_student"])
     (tmp_path / "first").rename(tmp_path / "gone")
 
-    second = environment(tmp_path / "second", **settings)
+    env = environment(tmp_path / "second", **settings)
+    how = ("--force", "train_student") if forced else ("--set", "train_student.epochs=3")
+    again = warm("run", RECIPE, "--only", "train_student", *how, env=env)
+    assert (again.code, again.stderr) == (0, "")
+    assert (again.computed, again.reused) == (["train_student"], [])
     own = Store(tmp_path / "second" / "store")
-    longer = warm("run", RECIPE, *ONLY_STUDENT, "--set", "train_student.epochs=3", env=second)
-    assert (longer.code, longer.stderr) == (0, "")
-    assert (longer.computed, longer.reused) == (["train_student"], [])
     (key,) = own.complete()
-    marker, old = own.marker(key), shared.marker(keys["train_student"])
-    assert (marker.config["epochs"], marker.inputs) == (3, old.inputs)
-
+    new = own.marker(key)
+    assert new.inputs == old.inputs
+    assert new.config["epochs"] == (2 if forced else 3)
     # Bytes are equal, wherever they are made.
-    forced = warm("run", RECIPE, *ONLY_STUDENT, "--force", "train_student", env=second)
-    assert (forced.code, forced.computed) == (0, ["train_student"])
-    assert set(own.complete()) == {key, keys["train_student"]}
-    assert own.marker(keys["train_student"]).digest == old.digest
-    assert set(shared.complete()) == above
+    assert (new.key, new.digest) == (old.key, old.digest) if forced else new.key != old.key
+    assert set(shared.complete()) == before

@@ -1,12 +1,12 @@
 """A process that has imported what is slow to import, and runs each `graft` command in a fork of itself.
 
-The fork runs the installed script with an environment, a standard output and an end of its own, so it does what a
-user's command does, seconds sooner. It reads one JSON object a line and answers with the exit code:
+The fork runs the installed script with an environment, a standard output and an end of its own, so it does what
+a user's command does, seconds sooner. This reads one JSON object a line, and answers with the fork's process id:
 
     {"argv": [...], "env": {...}, "stdout": path, "stderr": path, "steps": path}
 
-Every training step adds one byte to the file `steps`. Prefect is not imported here: it reads its settings, which the
-command derives from its own, at that moment.
+Every training step adds one byte to the file `steps`. Asked for {"collect": pid}, it answers with the exit code, or
+with null while the command runs. Prefect is not imported here: it reads its settings when it is.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import gc
 import json
 import os
 import runpy
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,8 @@ def become(command: dict[str, Any]) -> None:
         opened = os.open(place, os.O_RDWR)
         os.dup2(opened, descriptor)
         os.close(opened)
+    # A shell's background job ignores Ctrl-C, and so would what a test in one starts.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     count_steps(Path(command["steps"]))
     script = Path(sys.executable).with_name("graft")
     sys.argv = [str(script), *command["argv"]]
@@ -53,17 +56,26 @@ def count_steps(place: Path) -> None:
     loop._step = counted
 
 
+def collect(pid: int) -> int | None:
+    """The exit code of a command, if it has ended."""
+    ended, status = os.waitpid(pid, os.WNOHANG)
+    return os.waitstatus_to_exitcode(status) if ended else None
+
+
 def main() -> None:
     # What is there now stays in memory that the forks share.
     gc.collect()
     gc.freeze()
     for line in sys.stdin:
-        pid = os.fork()
-        if pid == 0:
-            become(json.loads(line))
-            return
-        _, status = os.waitpid(pid, 0)
-        sys.stdout.write(f"{os.waitstatus_to_exitcode(status)}\n")
+        command = json.loads(line)
+        if "collect" in command:
+            answer = collect(command["collect"])
+        else:
+            answer = os.fork()
+            if answer == 0:
+                become(command)
+                return
+        sys.stdout.write(json.dumps(answer) + "\n")
         sys.stdout.flush()
 
 
