@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from pydantic import BaseModel, Field, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import BaseModel, Field, NonNegativeInt, PositiveFloat, PositiveInt, ValidationError
 
 from models.backbones import Architecture, build_backbone
 from models.precision import Precision
@@ -47,9 +47,14 @@ def full_options(kind: type[PretextMethod], options: dict[str, Any]) -> dict[str
     """The method's settings with every default written out, so that the key holds them all.
 
     Raises:
-        ValidationError: a key that the method does not have, or a value that it does not allow.
+        ValueError: a key that the method does not have, or a value that it does not allow.
     """
-    return kind.Config.model_validate(options).model_dump(mode="json")
+    try:
+        return kind.Config.model_validate(options).model_dump(mode="json")
+    except ValidationError as error:
+        wrong = "; ".join(f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors())
+        known = ", ".join(kind.Config.model_fields)
+        raise ValueError(f"{wrong} (the options of {kind.__name__} are {known})") from None
 
 
 def build_method(

@@ -209,8 +209,8 @@ def answers(url: str) -> bool:
         return False
 
 
-def eventually(look: Callable[[], T], *, what: str) -> T:
-    """Ask again and again until the answer is true; gives the answer."""
+def eventually(look: Callable[[], T | None], *, what: str) -> T:
+    """Ask again and again until the answer is neither None nor false; gives the answer."""
     deadline = time.monotonic() + PATIENCE_SECONDS
     while time.monotonic() < deadline:
         if answer := look():

@@ -214,7 +214,7 @@ def small_disk(tmp_path: Path) -> Iterator[SmallDisk]:
 
 def test_a_full_disk_and_a_read_only_one(small_disk: SmallDisk, smoke_home: Path, tmp_path: Path) -> None:
     env = environment(tmp_path / "home", store=tmp_path / "disk" / "store")
-    command = ("run", RECIPE, ALONE, *only(ROAD))
+    command: tuple[str | Path, ...] = ("run", RECIPE, ALONE, *only(ROAD))
 
     full = small_disk.run(*command, env=env)
     error = error_of(full)

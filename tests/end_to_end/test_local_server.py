@@ -42,12 +42,13 @@ class Server(NamedTuple):
         return PrefectApi(f"http://127.0.0.1:{self.port}/api")
 
 
-def server_of(home: Path) -> Server | None:
+def server_of(home: Path, *, other_than: Server | None = None) -> Server | None:
     """The server that was started for this home and is not stopped, whether it answers yet or not."""
     try:
-        return Server(**json.loads((home / "prefect" / "server.json").read_text()))
+        server = Server(**json.loads((home / "prefect" / "server.json").read_text()))
     except (FileNotFoundError, json.JSONDecodeError):
         return None
+    return None if server == other_than else server
 
 
 @pytest.fixture
@@ -79,7 +80,7 @@ def test_the_server_is_shared_and_the_last_to_leave_stops_it(
 
     long_recipe = shutil.copy(RECIPE, tmp_path / "long.yaml")
     long = warm.start("run", long_recipe, "--set", "train_pretext.epochs=1000000", "--only", "train_pretext", env=env)
-    server = eventually(lambda: server_of(home) not in (None, stale) and server_of(home), what="the start of a server")
+    server = eventually(lambda: server_of(home, other_than=stale), what="the start of a server")
     assert bystander.poll() is None
     eventually(lambda: answers(server.api.url), what="an answer of the server")
     eventually(lambda: server.api.progress("long", "train_pretext"), what="training")

@@ -97,6 +97,7 @@ def mlflow_client(place: Place, first: Command) -> Iterator[MlflowClient]:
 def pipelines(client: MlflowClient) -> list[Run]:
     """The runs of whole pipelines, oldest first."""
     experiment = client.get_experiment_by_name("smoke")
+    assert experiment is not None
     runs = client.search_runs([experiment.experiment_id], order_by=["attributes.start_time ASC"])
     return [run for run in runs if "mlflow.parentRunId" not in run.data.tags]
 

@@ -139,7 +139,7 @@ def test_the_keys_of_an_optional_part_are_known_too(toy: str) -> None:
 
 
 def test_an_unknown_option_of_a_method_is_named(toy: str) -> None:
-    with pytest.raises(RecipeError, match=r"train_pretext\.options\.crop_sise"):
+    with pytest.raises(RecipeError, match=r"train_pretext\.options: crop_sise.*options of Rotation are .*crop_size"):
         load_recipe(toy, changes=["train_pretext.options.crop_sise=32"])
 
 
