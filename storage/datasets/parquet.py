@@ -21,6 +21,7 @@ from storage.datasets.source import DatasetConfig, Entry, FormatOptions, Source,
 # train.parquet, train-00000-of-00002.parquet, train-00000-of-00002-0a1b2c3d4e5f.parquet
 SHARD_NAME = re.compile(r"(?P<split>.+?)(-\d+-of-\d+(-[0-9a-f]+)?|-\d+)?\.parquet")
 BATCH_ROWS = 256
+READ_BYTES = 2**20
 
 
 class ParquetOptions(FormatOptions):
@@ -127,7 +128,8 @@ class Parquet(Source):
 
     def _open(self, path: Path) -> pq.ParquetFile:
         try:
-            file = pq.ParquetFile(path, memory_map=True)
+            # Not mapped: the pages of a mapped shard count as this process's memory, and grow with the dataset.
+            file = pq.ParquetFile(path, buffer_size=READ_BYTES)
         except (OSError, pa.ArrowException) as error:
             raise _damaged(path, error) from error
         self._require_columns(file.schema_arrow, path)
