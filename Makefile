@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: quickstart test lint
+.PHONY: quickstart serve test lint
 
 .venv/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11")'
@@ -12,6 +12,9 @@ BIN := .venv/bin
 
 quickstart: .venv/.installed
 	$(BIN)/graft run quickstart
+
+serve: .venv/.installed
+	$(BIN)/graft serve
 
 test: .venv/.installed
 	$(BIN)/python -m pytest -n 2 --dist loadfile

@@ -35,6 +35,9 @@ Data = Annotated[list[str] | None, typer.Option("--data", help="Where a dataset 
 Only = Annotated[list[str] | None, typer.Option("--only", help="Compute this step alone. May be repeated.")]
 Start = Annotated[list[str] | None, typer.Option("--from", help="Compute this step and all below it anew.")]
 Force = Annotated[list[str] | None, typer.Option("--force", help="Compute this step anew.")]
+Use = Annotated[
+    list[str] | None, typer.Option("--use", help="Take this artifact: STEP=KEY, or STEP=ID of an MLflow run.")
+]
 Orchestrator = Annotated[bool, typer.Option(help="Run as a Prefect flow and record in MLflow.")]
 
 
@@ -45,6 +48,7 @@ def run(
     only: Only = None,
     start: Start = None,
     force: Force = None,
+    use: Use = None,
     data: Data = None,
     orchestrator: Orchestrator = True,
 ) -> None:
@@ -57,13 +61,14 @@ def run(
         only=frozenset(only or ()),
         start=frozenset(start or ()),
         force=frozenset(force or ()),
+        use=_pairs("--use", "STEP=KEY", use),
         data=_places(data),
     )
     runtime = _runtime(data)
     pipeline = open_pipeline(request, runtime=runtime, record=orchestrator)
     planner = pipeline.plan()
     if not all_done(planner.steps, request.selection):
-        with TerminalReporter(console, total_steps=len(request.only or planner.steps)) as reporter:
+        with TerminalReporter(console, total_steps=sum(map(request.selection.wants, planner.steps))) as reporter:
             if orchestrator:
                 _run_orchestrated(request, runtime, reporter)
             else:
@@ -125,33 +130,87 @@ def report(recipe: RecipeName, changes: Set = None, data: Data = None) -> None:
 def verify(recipe: RecipeName, changes: Set = None, data: Data = None) -> None:
     """Check every byte of a recipe's artifacts against what was written."""
     from flows.pipeline import RunRequest, open_pipeline
-    from flows.plan import GONE
-    from tasks.inspect_verify import damaged
 
     request = RunRequest(recipe=recipe, changes=tuple(changes or ()), data=_places(data))
-    steps = open_pipeline(request, runtime=_runtime(data)).plan().steps
-    artifacts = {step: known.artifact for step, known in steps.items() if known.artifact is not None}
-    gone = {step: known.reason for step, known in steps.items() if known.reason == GONE}
-    found = gone | damaged(artifacts)
-    for step, reason in found.items():
+    checked, unmade, wrong = open_pipeline(request, runtime=_runtime(data)).verify()
+    for step, reason in wrong.items():
         errors.print("damaged", style="red", end=" ")
         errors.print(
             f"{step}: {reason}; graft run {recipe} --force {step}", soft_wrap=True, highlight=False, markup=False
         )
-    checked = len(artifacts) + len(gone)
-    typer.echo(f"{checked - len(found)} of {checked} artifacts are intact; {len(steps) - checked} are not made yet")
-    if found:
+    typer.echo(f"{checked - len(wrong)} of {checked} artifacts are intact; {unmade} are not made yet")
+    if wrong:
         raise typer.Exit(1)
 
 
+@app.command()
+def serve(
+    prefect_port: Annotated[int, typer.Option(help="Port of the Prefect server.")] = 4200,
+    mlflow_port: Annotated[int, typer.Option(help="Port of the MLflow server.")] = 5000,
+    runs: Annotated[int, typer.Option(min=1, help="How many runs may go on at once.")] = 1,
+    data: Data = None,
+) -> None:
+    """Start and keep alive a Prefect server, an MLflow server and a worker on this machine, with all deployments."""
+    runtime = _runtime(data)
+    from flows.serve import serve_for_ever
+
+    serve_for_ever(runtime, prefect_port=prefect_port, mlflow_port=mlflow_port, runs=runs, say=_say)
+
+
+@app.command()
+def deploy(
+    runs: Annotated[int, typer.Option(min=1, help="How many runs may go on at once.")] = 1,
+    pool_type: Annotated[
+        str, typer.Option(help="Of the work pool, where there is none yet: process, docker or kubernetes.")
+    ] = "process",
+) -> None:
+    """Put the deployments onto the Prefect server that GRAFT_PREFECT_API_URL names."""
+    _server()
+    from flows.deploy import deploy
+
+    for name in deploy(runs=runs, pool_type=pool_type):
+        _say(name)
+
+
+@app.command()
+def worker(
+    health_port: Annotated[int, typer.Option(help="Port of the health check, on loopback.")] = 8080,
+    data: Data = None,
+) -> None:
+    """Run on this machine what the deployments ask for; GRAFT_PREFECT_API_URL names the server."""
+    runtime = _server(data)
+    from flows.serve import worker_command, worker_variables
+
+    os.environ.update(worker_variables(runtime, port=health_port))
+    command = worker_command()
+    os.execv(command[0], command)
+
+
+def _server(data: list[str] | None = None) -> Any:
+    """The settings, with the Prefect server that they must name."""
+    runtime = _runtime(data)
+    if not runtime.prefect_api_url:
+        _fail("GRAFT_PREFECT_API_URL must name a Prefect server (http://HOST:4200/api); on one machine: graft serve")
+    return runtime
+
+
+def _say(line: str) -> None:
+    console.print(line, soft_wrap=True, highlight=False)
+
+
 def _places(data: list[str] | None) -> dict[str, Path]:
-    places = {}
-    for pair in data or []:
-        name, equals, place = pair.partition("=")
-        if not equals or not name or not place:
-            _fail(f"--data must look like NAME=PATH, got {pair!r}")
-        places[name] = Path(place).absolute()
-    return places
+    return {name: Path(place).absolute() for name, place in _pairs("--data", "NAME=PATH", data).items()}
+
+
+def _pairs(option: str, form: str, given: list[str] | None) -> dict[str, str]:
+    """The values of an option that is given as NAME=VALUE."""
+    pairs = {}
+    for text in given or []:
+        name, equals, value = text.partition("=")
+        if not equals or not name or not value:
+            _fail(f"{option} must look like {form}, got {text!r}")
+        pairs[name] = value
+    return pairs
 
 
 def _runtime(data: list[str] | None) -> Any:

@@ -3,46 +3,18 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 from pydantic import BaseModel
 
 from flows.plan import Absent, StepHistory
+from flows.selection import CannotRun, Selection
 from storage.artifact import Artifact
 from tasks.stage import Context, Stage, StageResult, look_up, run_stage
 
 log = logging.getLogger(__name__)
-
-
-class CannotRun(ValueError):
-    """The steps asked for cannot be run alone; the message says what is missing."""
-
-
-@dataclass(frozen=True)
-class Selection:
-    """Which steps to run.
-
-    Attributes:
-        only: compute these alone; what they need must be there. Empty is all.
-        start: compute these and all that lies below them, although they are there.
-        force: compute these although they are there.
-    """
-
-    only: frozenset[str] = frozenset()
-    start: frozenset[str] = frozenset()
-    force: frozenset[str] = frozenset()
-
-    def require_known(self, steps: Mapping[str, Any]) -> None:
-        """Check the names.
-
-        Raises:
-            CannotRun: one is not a step of the recipe.
-        """
-        unknown = sorted((self.only | self.start | self.force) - set(steps))
-        if unknown:
-            raise CannotRun(f"{', '.join(unknown)} must be a step of this recipe; its steps are {', '.join(steps)}")
 
 
 Around = Callable[[str, Callable[[], StageResult[Any]]], StageResult[Any]]
@@ -74,8 +46,10 @@ class Executor:
     _forced: set[str] = field(default_factory=set)
 
     def __call__(self, step: str, stage: Stage[Any, Any], config: BaseModel, /, **inputs: Any) -> Artifact | Absent:
+        if given := self.selection.given(step, stage, self.context):
+            return given
         absent = sorted({given.step for given in inputs.values() if isinstance(given, Absent)})
-        if self.selection.only and step not in self.selection.only:
+        if not self.selection.wants(step):
             return self._found_or_absent(step, stage, config, inputs, absent)
         if absent:
             raise CannotRun(
@@ -87,7 +61,7 @@ class Executor:
         self.history.note(step, result.artifact.key)
         self.on_done(step, result)
         artifact: Artifact = result.artifact
-        if step in self.selection.start or self._is_below(inputs):
+        if self.selection.begins_at(step) or self._is_below(inputs):
             self._below.add(id(artifact))
         return artifact
 
@@ -95,7 +69,7 @@ class Executor:
         self, step: str, stage: Stage[Any, Any], config: BaseModel, inputs: dict[str, Any]
     ) -> StageResult[Any]:
         self.on_start(step)
-        force = step in self.selection.force | self.selection.start or self._is_below(inputs)
+        force = self.selection.renews(step) or self._is_below(inputs)
         key = look_up(stage, config, inputs=inputs, runtime=self.context.runtime).key
         # Two steps with one key are one computation, forced or not.
         force = force and key not in self._forced

@@ -33,9 +33,11 @@ class ServerFailed(RuntimeError):
 
 
 @contextmanager
-def local_server(runtime: Runtime) -> Iterator[str]:
+def local_server(runtime: Runtime, *, port: int | None = None) -> Iterator[str]:
     """A block in which a local Prefect server runs; gives its API's address.
 
+    Args:
+        port: where it listens, if it is not there yet; a free port by default.
     Raises:
         ServerFailed: it does not start.
     """
@@ -46,7 +48,7 @@ def local_server(runtime: Runtime) -> Iterator[str]:
     with users:
         with _turn(folder):
             fcntl.flock(users, fcntl.LOCK_SH)
-            url = _running(folder) or _start(folder)
+            url = _running(folder) or _start(folder, port)
         try:
             yield url
         finally:
@@ -54,6 +56,16 @@ def local_server(runtime: Runtime) -> Iterator[str]:
                 fcntl.flock(users, fcntl.LOCK_UN)
                 if _nobody_else(users):
                     _stop(folder)
+
+
+def restart_if_dead(runtime: Runtime, *, port: int) -> bool:
+    """Start the server again if it does not answer; gives whether it had to be. To be called inside `local_server`."""
+    folder = runtime.home.absolute() / "prefect"
+    with _turn(folder):
+        if _running(folder):
+            return False
+        _start(folder, port)
+        return True
 
 
 @contextmanager
@@ -79,22 +91,23 @@ def _running(folder: Path) -> str | None:
     except (FileNotFoundError, ValueError):
         return None
     url = f"http://127.0.0.1:{server['port']}/api"
-    if _answers(url):
+    if answers(f"{url}/health"):
         return url
     _stop(folder)
     return None
 
 
-def _answers(url: str) -> bool:
+def answers(url: str) -> bool:
+    """Whether a server is there and well."""
     try:
-        with urllib.request.urlopen(f"{url}/health", timeout=5) as response:
+        with urllib.request.urlopen(url, timeout=5) as response:
             return bool(response.status == 200)
     except (OSError, urllib.error.URLError):
         return False
 
 
-def _start(folder: Path) -> str:
-    port = _free_port()
+def _start(folder: Path, port: int | None) -> str:
+    port = port or free_port()
     log = folder / "server.log"
     environment = os.environ | {
         # The interface asks the address named here, not the one that --port names.
@@ -125,7 +138,7 @@ def _start(folder: Path) -> str:
 
 def _wait_for(url: str, process: subprocess.Popen[bytes], *, log: Path) -> None:
     deadline = time.monotonic() + START_SECONDS
-    while not _answers(url):
+    while not answers(f"{url}/health"):
         if process.poll() is not None or time.monotonic() > deadline:
             raise ServerFailed(
                 f"the local Prefect server must start within {START_SECONDS:.0f} s and did not; its log is {log}. "
@@ -134,7 +147,7 @@ def _wait_for(url: str, process: subprocess.Popen[bytes], *, log: Path) -> None:
         time.sleep(0.2)
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel
 
+from flows.selection import Selection
 from storage.artifact import Artifact, Marker
 from storage.errors import CorruptFile
 from storage.folder import Folder
@@ -70,8 +71,9 @@ class StepHistory:
 class Planner:
     """A `run` for flows that only looks; afterwards `steps` holds the status of each."""
 
-    def __init__(self, context: Context, history: StepHistory) -> None:
+    def __init__(self, context: Context, history: StepHistory, selection: Selection | None = None) -> None:
         self._context = context
+        self._selection = selection or Selection()
         self._history = history
         self.steps: dict[str, StepStatus] = {}
 
@@ -87,6 +89,8 @@ class Planner:
     def _status(
         self, step: str, stage: Stage[Any, Any], config: BaseModel, inputs: Mapping[str, Artifact | Absent | None]
     ) -> StepStatus:
+        if given := self._selection.given(step, stage, self._context):
+            return StepStatus(step, stage.name, "done", None, "given by --use", given)
         absent = sorted({given.step for given in inputs.values() if isinstance(given, Absent)})
         if absent:
             return StepStatus(step, stage.name, "waits", None, f"for {', '.join(absent)}", None)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Self, get_args, get_origin
+from typing import Annotated, Any, Self, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, Field, ValidationError, model_validator
+from pydantic import BaseModel, Field, JsonValue, ValidationError, model_validator
 from pydantic.fields import FieldInfo
 
 from tasks.assign_labels import AssignLabelsConfig
@@ -20,6 +20,21 @@ from tasks.train_pretext import TrainPretextConfig
 from tasks.train_student import TrainStudentConfig
 
 CONFIGS = Path(__file__).parent.parent / "configs"
+
+
+def recipe_names() -> list[str]:
+    """The recipes that come with Graft."""
+    return sorted(path.stem for path in CONFIGS.glob("*.yaml"))
+
+
+RecipeName = Annotated[
+    str,
+    Field(
+        description="Name of a recipe that comes with Graft, or path of a YAML file.",
+        # For the forms of deployments, which offer what exists where they are made; it checks nothing here.
+        json_schema_extra={"enum": list[JsonValue](recipe_names())},
+    ),
+]
 
 
 class RecipeError(ValueError):
@@ -97,11 +112,6 @@ def _seeded_parts(evaluation: Any, seed: int) -> Any:
     return {**evaluation, "probe": _seeded(evaluation.get("probe", {}), seed)} | (
         {"finetune": _seeded(evaluation["finetune"], seed)} if evaluation.get("finetune") else {}
     )
-
-
-def recipe_names() -> list[str]:
-    """The recipes that come with Graft."""
-    return sorted(path.stem for path in CONFIGS.glob("*.yaml"))
 
 
 def load_recipe(name_or_path: str, *, changes: Sequence[str] = ()) -> Recipe:

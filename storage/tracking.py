@@ -1,10 +1,9 @@
-"""The only door to MLflow: sends outboxes, and finds what was made."""
+"""The door to MLflow: sends outboxes, and finds what was made."""
 
 from __future__ import annotations
 
 import json
 import logging
-import os
 import re
 import threading
 from collections.abc import Iterator
@@ -16,10 +15,10 @@ from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import urlsplit
 
 from storage.errors import CorruptFile, StoreUnwritable
-from storage.folder import Folder
 from storage.limits import PARAM_CHARACTERS, ROWS_PER_REQUEST, TAG_CHARACTERS, dataset_digest, fit
 from storage.outbox import Outbox, RunEnd, RunInput, RunRecord
 from storage.receipts import Receipt, Receipts, parents_of, scrubbed, turn, without_secrets
+from storage.tracking_client import open_client
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -30,19 +29,8 @@ log = logging.getLogger(__name__)
 UID_TAG = "graft.run_uid"
 KEY_TAG = "graft.key"
 URI_TAG = "graft.uri"
-SUPERSEDED_TAG = "graft.superseded"
 PARENT_TAG = "mlflow.parentRunId"
 STEP_KEY = re.compile(r"step\..+\.key")
-
-# A training waits for no server: give up soon, what is not sent now is sent later.
-IMPATIENT = {
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
-    "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
-    "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
-    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
-    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
-}
-
 
 # The most that MLflow lists at once; its default would hide experiments beyond a thousand.
 MAX_EXPERIMENTS = 50_000
@@ -112,7 +100,7 @@ class Tracking:
         return self.receipts.is_complete(outbox, parent=parent)
 
     def find(self, key: str) -> list[Found]:
-        """The finished runs of a key that no later one has superseded, newest first.
+        """The finished runs of a key, newest first.
 
         Raises:
             TrackingAway: MLflow does not answer.
@@ -122,8 +110,28 @@ class Tracking:
             return []
         with self._translated():
             runs = self._search(KEY_TAG, key, finished=True)
-            found = [run for run in runs if SUPERSEDED_TAG not in run.data.tags and URI_TAG in run.data.tags]
+            found = [run for run in runs if URI_TAG in run.data.tags]
             return [Found(run.info.run_id, run.data.tags[URI_TAG]) for run in found]
+
+    def prepare(self) -> None:
+        """Make the database, where this is one that is not there yet: two processes at once could not.
+
+        Raises:
+            TrackingAway: MLflow does not answer.
+        """
+        with self._translated():
+            self._client()
+
+    def key_of(self, run_id: str) -> str | None:
+        """The key of the artifact that a run made; None where there is no such run, or it made none.
+
+        Raises:
+            TrackingAway: MLflow does not answer.
+        """
+        with self._translated():
+            experiments = [one.experiment_id for one in self._client().search_experiments(max_results=MAX_EXPERIMENTS)]
+            runs = self._client().search_runs(experiments, f"attributes.run_id = '{run_id}'")
+            return runs[0].data.tags.get(KEY_TAG) if runs else None
 
     def _open_run(self, outbox: Outbox, record: RunRecord) -> Receipt:
         # The run's own tag tells, not the receipt: a kill may come between making the run and keeping its
@@ -239,25 +247,8 @@ class Tracking:
     def _client(self) -> MlflowClient:
         with self._opening:
             if self._opened is None:
-                self._opened = self._open_client()
+                self._opened = open_client(self._uri, database=self._sqlite_file(), init_lock=self._init_lock)
             return self._opened
-
-    def _open_client(self) -> MlflowClient:
-        os.environ.update(MLFLOW_DISABLE_TELEMETRY="true", DO_NOT_TRACK="true")
-        for name, value in IMPATIENT.items():
-            os.environ.setdefault(name, value)
-        from mlflow import MlflowClient
-
-        # What goes wrong is said once, by us, without the secrets that a traceback may show.
-        logging.getLogger("mlflow").setLevel(logging.CRITICAL)
-        logging.getLogger("alembic").setLevel(logging.ERROR)
-        logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)
-        database = self._sqlite_file()
-        if database is not None:
-            with turn(self._init_lock):
-                if not database.exists():
-                    _make_database(database)
-        return MlflowClient(self._uri)
 
     def _sqlite_file(self) -> Path | None:
         scheme, _, path = self._uri.partition(":///")
@@ -273,18 +264,6 @@ class Tracking:
             cause = scrubbed(" ".join(f"{type(error).__name__}: {error}".split()), uri=self._uri)[:300]
             # Without its cause: the messages of the libraries below hold the whole URI.
             raise TrackingAway(f"MLflow at {self.uri} must take what is sent, but: {cause}") from None
-
-
-def _make_database(path: Path) -> None:
-    """Make a fresh database elsewhere and put it in place whole: MLflow cannot open a half-made one again."""
-    from mlflow import MlflowClient
-
-    # Its some hundred commits wait for the disk, one by one, unless they are in memory.
-    memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
-    with TemporaryDirectory(dir=memory) as folder:
-        fresh = Path(folder) / path.name
-        MlflowClient(f"sqlite:///{fresh}").search_experiments(max_results=1)
-        Folder(path.parent).write(path.name, fresh.read_bytes())
 
 
 def _dataset_input(item: RunInput) -> DatasetInput:

@@ -30,6 +30,13 @@ SMALL_FILE_BYTES = 64 * 2**20
 SMALL_FILES = (".json", ".html", ".png", ".safetensors")
 
 
+GONE = "the process that was at it is gone"
+
+
+class ProcessGone(BaseException):
+    """The end of a step whose process could not say it itself."""
+
+
 class StageRecord(Protocol):
     """The record of one step in the making. See storage.outbox.Outbox for the first four."""
 
@@ -52,6 +59,9 @@ class Recorder(Protocol):
 
     def find(self, key: str) -> list[str]:
         """URIs of artifacts of that key, newest first."""
+
+    def key_of(self, run_id: str) -> str | None:
+        """The key of what a run of MLflow made, or None."""
 
     def reused(self, step: str, key: str) -> None:
         """A step was not computed, because the artifact of this key is there."""
@@ -79,6 +89,9 @@ class NoRecorder:
 
     def find(self, key: str) -> list[str]:
         return []
+
+    def key_of(self, run_id: str) -> str | None:
+        return None
 
     def reused(self, step: str, key: str) -> None: ...
 
@@ -209,19 +222,20 @@ class MlflowRecorder:
             self._warned = True
             return []
 
+    def key_of(self, run_id: str) -> str | None:
+        return self.tracking.key_of(run_id)
+
     def reused(self, step: str, key: str) -> None:
         if self._parent is not None:
             self._parent.mark_step(step, key=key)
 
     def settle(self, store: Store) -> None:
-        """Send what runs before this one could not: they were killed after their commit, or MLflow was away."""
+        """Send what runs before this one could not: they were killed, or MLflow was away."""
         with ExitStack() as leases:
             pipelines = [Outbox(folder) for folder in _folders(self._pipelines.path) if self._is_left(folder, leases)]
             sent = [outbox for outbox in pipelines if self._send_pipeline(outbox)]
             for folder in _folders(store.root / "work"):
-                marker = store.committed_attempt(folder.path.name)
-                if marker is not None:
-                    self._settle_stage(store, marker)
+                self._settle_stage(store, folder.path.name)
             for outbox in sent:
                 # What its steps reuse may have been among the stages sent just now: said again, it is looked up again.
                 outbox.add_tags(outbox.tags())
@@ -240,15 +254,20 @@ class MlflowRecorder:
             outbox.finish("KILLED")
         return Courier(self.tracking, outbox).close(timeout=DELIVERY_SECONDS)
 
-    def _settle_stage(self, store: Store, marker: Marker) -> None:
+    def _settle_stage(self, store: Store, key: str) -> None:
         try:
-            with store.lease(marker.key, wait=0):
-                outbox = Outbox(store.work_folder(marker.key) / "outbox")
-                if outbox.record() is not None:
-                    data = store.artifact_folder(marker.key) / marker.data
-                    if not MlflowRecord(outbox, Courier(self.tracking, outbox)).finished(marker, data):
-                        return
-                store.drop_work(marker.key)
+            with store.lease(key, wait=0):
+                outbox = Outbox(store.work_folder(key) / "outbox")
+                marker = store.committed_attempt(key)
+                if marker is not None:
+                    data = store.artifact_folder(key) / marker.data
+                    if outbox.record() is None or MlflowRecord(outbox, Courier(self.tracking, outbox)).finished(
+                        marker, data
+                    ):
+                        store.drop_work(key)
+                elif outbox.record() is not None and outbox.end() is None:
+                    # Whoever takes the work up again continues this run.
+                    MlflowRecord(outbox, Courier(self.tracking, outbox)).stopped(ProcessGone(GONE))
         except TimeoutError:
             # Its own process is still at it.
             return

@@ -176,16 +176,21 @@ class Lookup(Generic[A]):
         self.key = self.stage.key(self.config, inputs=self.inputs, external=self.external)
 
     def find(self, store: Store, recorder: Recorder) -> A | None:
-        """The artifact, if it is complete in the store or, by what MLflow knows, in another."""
-        if found := store.find(self.stage.produces, self.key):
-            return found
-        for uri in recorder.find(self.key):
-            try:
-                return open_artifact(self.stage.produces, artifact_folder(uri))
-            except (OSError, ValueError) as error:
-                # In a store that cannot be reached from here, removed, or damaged.
-                log.warning("MLflow knows of %s, which is not usable: %s", uri, error)
-        return None
+        """The artifact, if it is there; see find_artifact."""
+        return find_artifact(self.stage.produces, self.key, store=store, recorder=recorder)
+
+
+def find_artifact(kind: type[A], key: str, *, store: Store, recorder: Recorder) -> A | None:
+    """The artifact of a key, if it is complete in the store or, by what MLflow knows, in another."""
+    if found := store.find(kind, key):
+        return found
+    for uri in recorder.find(key):
+        try:
+            return open_artifact(kind, artifact_folder(uri))
+        except (OSError, ValueError) as error:
+            # In a store that cannot be reached from here, removed, or damaged.
+            log.warning("MLflow knows of %s, which is not usable: %s", uri, error)
+    return None
 
 
 def look_up(

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 ROOT = Path(__file__).parents[2]
-RECIPE = Path(__file__).with_name("smoke.yaml")
+RECIPE = Path(__file__).parents[2] / "configs" / "smoke.yaml"
 SCRIPT = Path(sys.executable).with_name("graft")
 ALONE = "--no-orchestrator"
 # The steps of a recipe up to its student, in the order of the flow.

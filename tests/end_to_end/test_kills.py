@@ -16,7 +16,7 @@ import pytest
 
 from storage.store import Store
 
-RECIPE = Path(__file__).with_name("smoke.yaml")
+RECIPE = Path(__file__).parents[2] / "configs" / "smoke.yaml"
 SEED = 2018
 
 # One step for every stage.

@@ -8,15 +8,16 @@ from typing import Any
 import pytest
 from pydantic import BaseModel
 
-from flows.execute import CannotRun, Executor, Selection
+from flows.execute import Executor
 from flows.plan import Absent, Planner, StepHistory
+from flows.selection import CannotRun, Selection
 from storage.artifact import Artifact
 from storage.folder import Folder
 from storage.store import Store
 from tasks.recording import NoRecorder
 from tasks.reporting import Silent
 from tasks.runtime import Runtime
-from tasks.stage import Context, StageResult, Work, stage
+from tasks.stage import Context, StageResult, Work, run_stage, stage
 
 STEPS = ["read_a", "read_b", "read_c", "left", "right", "join"]
 
@@ -32,6 +33,15 @@ class Config(BaseModel, frozen=True, extra="forbid"):
 @stage(produces=Rows, version=1)
 def read(config: Config, work: Work) -> None:
     work.data.write("rows.txt", config.text.encode())
+
+
+class Others(Artifact):
+    kind = "Others"
+
+
+@stage(produces=Others, version=1)
+def read_other(config: Config, work: Work) -> None:
+    work.data.write("others.txt", config.text.encode())
 
 
 @stage(produces=Rows, version=1)
@@ -61,10 +71,15 @@ class Road:
         self.executor: Executor
 
     def run(
-        self, *, only: set[str] | None = None, start: set[str] | None = None, force: set[str] | None = None
+        self,
+        *,
+        only: set[str] | None = None,
+        start: set[str] | None = None,
+        force: set[str] | None = None,
+        use: dict[str, str] | None = None,
     ) -> list[str]:
         """Run the flow; gives the steps that were computed, in order."""
-        selection = Selection(frozenset(only or ()), frozenset(start or ()), frozenset(force or ()))
+        selection = Selection(frozenset(only or ()), frozenset(start or ()), frozenset(force or ()), use or {})
         self.executor = Executor(self.context, StepHistory(self.home / "recipes", "toy"), selection)
         self.last = flow(self.executor)
         return [step for step, result in self.executor.results.items() if not result.reused]
@@ -225,3 +240,50 @@ def test_a_step_that_does_not_exist_is_named_with_those_that_do(part: str) -> No
     Selection(**{part: frozenset({"left", "join"})}).require_known(steps)
     with pytest.raises(CannotRun, match=r"^lefd must be a step of this recipe; its steps are read_a, .*, join$"):
         Selection(**{part: frozenset({"lefd", "join"})}).require_known(steps)
+
+
+def test_a_pattern_names_several_steps(road: Road) -> None:
+    assert road.run(only={"read_*"}) == ["read_a", "read_c"]
+    assert road.run() == ["left", "right", "join"]
+    assert road.run(force={"*ft"}) == ["left"]
+    assert road.run(start={"l*t"}) == ["left", "join"]
+    with pytest.raises(CannotRun, match=r"^write_\* must be a step"):
+        Selection(only=frozenset({"write_*"})).require_known(STEPS)
+
+
+def test_a_given_artifact_takes_the_place_of_the_steps_own(road: Road) -> None:
+    road.run()
+    other = run_stage(read, Config(text="other"), inputs={}, context=road.context).artifact
+    # Steps above the given one are not needed; steps below it see other content.
+    assert road.run(use={"left": other.key}) == ["join"]
+    assert road.last.folder.read("rows.txt") == b"join(other,right(c,a))"
+    planner = Planner(road.context, StepHistory(road.home / "recipes", "toy"), Selection(use={"left": other.key}))
+    flow(planner)
+    given = planner.steps["left"].artifact
+    assert given is not None and given.key == other.key and planner.steps["left"].reason == "given by --use"
+    assert planner.complete
+
+
+def test_a_given_artifact_lets_a_step_run_without_what_lies_above(road: Road) -> None:
+    other = run_stage(read, Config(text="other"), inputs={}, context=road.context).artifact
+    assert road.run(only={"join"}, use={"left": other.key, "right": other.key}) == ["join"]
+    assert road.last.folder.read("rows.txt") == b"join(other,other)"
+
+
+@pytest.mark.parametrize(
+    ("reference", "message"),
+    [
+        ("0" * 64, r"^--use left=0+ must name an artifact that is there; .* holds none of key 0+"),
+        ("0" * 32, r"^--use left=0+ must be the id of an MLflow run of a step"),
+        ("teacher", r"^--use left=\.\.\. must name an artifact by its key .* got 'teacher'"),
+    ],
+)
+def test_a_given_artifact_must_be_there(road: Road, reference: str, message: str) -> None:
+    with pytest.raises(CannotRun, match=message):
+        road.run(use={"left": reference})
+
+
+def test_a_given_artifact_must_be_of_the_kind_that_the_step_makes(road: Road) -> None:
+    other = run_stage(read_other, Config(text="a"), inputs={}, context=road.context).artifact
+    with pytest.raises(CannotRun, match=r"^--use left=\w+: an artifact of kind Rows is needed; .* holds Others$"):
+        road.run(use={"left": other.key})

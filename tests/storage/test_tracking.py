@@ -14,7 +14,7 @@ import pytest
 
 from storage.folder import Folder
 from storage.outbox import Outbox, RunInput
-from storage.tracking import KEY_TAG, SUPERSEDED_TAG, URI_TAG, Found, Tracking
+from storage.tracking import KEY_TAG, URI_TAG, Found, Tracking
 
 ROOT = Path(__file__).parents[2]
 
@@ -181,15 +181,10 @@ def test_a_reused_step_is_marked_once_its_run_is_known(desk: Any, sqlite: Tracki
 
 def test_find_gives_finished_runs_newest_first(desk: Any, tracking: Tracking, monkeypatch: pytest.MonkeyPatch) -> None:
     key = uuid.uuid4().hex
-    ends = [("old", "FINISHED", 10, {}), ("new", "FINISHED", 30, {}), ("mid", "FINISHED", 20, {})]
-    ends += [
-        ("gone", "FINISHED", 40, {SUPERSEDED_TAG: "true"}),
-        ("bad", "FAILED", 50, {}),
-        ("open", None, 0, {}),
-    ]
+    ends = [("old", "FINISHED", 10), ("new", "FINISHED", 30), ("mid", "FINISHED", 20), ("bad", "FAILED", 50)]
     ids = {}
-    for name, status, now, tags in ends:
-        outbox = desk.open(name, tags={KEY_TAG: key, URI_TAG: f"file:///{name}", **tags})
+    for name, status, now in [*ends, ("open", None, 0)]:
+        outbox = desk.open(name, tags={KEY_TAG: key, URI_TAG: f"file:///{name}"})
         monkeypatch.setattr("storage.outbox.now_ms", lambda now=now: now)
         if status is not None:
             outbox.finish(status)
