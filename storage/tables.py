@@ -15,6 +15,9 @@ import pyarrow.parquet as pq
 from storage.errors import CorruptFile
 from storage.folder import Folder
 
+# Arrow's own pool keeps much of what it once took; the system takes it back.
+pa.set_memory_pool(pa.system_memory_pool())
+
 # A mask of so many rows is made at a time while text is laid out.
 TEXT_ROWS = 65_536
 
