@@ -26,6 +26,7 @@ from storage.lease import Lease, LeasedFolder
 from storage.ledger import Ledger
 from storage.store import Store, open_artifact
 from tasks.environment import environment
+from tasks.large_blocks import return_large_blocks
 from tasks.recording import Recorder, StageRecord
 from tasks.runtime import Runtime
 
@@ -242,6 +243,7 @@ def _compute(look: Lookup[A], *, context: Context, lease: Lease, step: str) -> A
     data = store.open_attempt(key, lease=lease)
     record = context.recorder.open(state / "outbox", step=step, look=look)
     work = Work(key=key, data=data, state=state / "state", record=record, context=context, step=step)
+    return_large_blocks()
     started = time.monotonic()
     try:
         look.stage.body(look.config, work, **look.inputs)
