@@ -4,8 +4,9 @@
 
 Runs index, extraction, clustering and labelling on generated pictures, with the features as wide as they are in
 practice (conv1 of CaffeNet pooled to 10 x 10 x 96 = 9,600 float32 values a row: 4.3 GB at the large end), once for each
-size in a process of its own. The peak is of the proportional set size (PSS: shared pages count once) summed over the
-process and its workers, sampled 20 times a second. Writes a dated JSON beside this file.
+size in a process of its own. Shards are of 1,024 rows, so that the small end too writes several of them.
+The peak is of the proportional set size (PSS: shared pages count once) summed over the process and its workers, sampled
+20 times a second, and also kept stage by stage. Writes a dated JSON beside this file.
 """
 
 from __future__ import annotations
@@ -22,11 +23,13 @@ import tempfile
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 TIMES = 20
 LIMIT = 1.10
+SHARD_ROWS = 1024
 
 
 def make_pictures(path: Path, *, rows: int) -> None:
@@ -49,7 +52,7 @@ def make_pictures(path: Path, *, rows: int) -> None:
 
 
 def run_stages(place: Path, home: Path) -> None:
-    """The stages whose memory must not grow, on one dataset."""
+    """The stages whose memory must not grow, on one dataset; says on stdout which one begins."""
     from models.backbones import Architecture, Pooling
     from storage.store import Store
     from tasks.assign_labels import AssignLabelsConfig, assign_labels
@@ -66,14 +69,17 @@ def run_stages(place: Path, home: Path) -> None:
     context = Context(runtime, Store(runtime.store_root), NoRecorder(), Silent())
 
     def run(stage, config, **inputs):  # type: ignore[no-untyped-def]
+        print(stage.name, flush=True)
         return run_stage(stage, config, inputs=inputs, context=context).artifact
 
-    images = run(index_dataset, IndexDatasetConfig(name="pictures", format="parquet"))
+    images = run(index_dataset, IndexDatasetConfig(name="pictures", format="parquet", shard_rows=SHARD_ROWS))
     network = Architecture(name="caffenet", stem="small")
     encoder = run(train_pretext, TrainPretextConfig(architecture=network, epochs=0), images=images)
     features = run(
         extract_features,
-        ExtractFeaturesConfig(layers=("conv1",), pooling=Pooling(grid=10), size=32, resize=32, dtype="float32"),
+        ExtractFeaturesConfig(
+            layers=("conv1",), pooling=Pooling(grid=10), size=32, resize=32, dtype="float32", shard_rows=SHARD_ROWS
+        ),
         encoder=encoder,
         images=images,
     )
@@ -105,27 +111,31 @@ def tree_pss(root: int) -> int:
     return total
 
 
-def measure(place: Path, home: Path) -> dict[str, float]:
-    """Peak and seconds of one size."""
+def measure(place: Path, home: Path) -> dict[str, Any]:
+    """Peak, peak of each stage, and seconds of one size."""
     command = [sys.executable, __file__, "--stages", str(place), str(home)]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
     begun = time.monotonic()
-    process = subprocess.Popen(command, env={**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)})
-    peak = 0
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    stage, peaks = "start", {"start": 0.0}
     done = threading.Event()
 
     def watch() -> None:
-        nonlocal peak
         while not done.wait(0.05):
-            peak = max(peak, tree_pss(process.pid))
+            name, size = stage, tree_pss(process.pid) / 2**20
+            peaks[name] = max(peaks.get(name, 0), size)
 
     watcher = threading.Thread(target=watch)
     watcher.start()
+    for line in process.stdout:
+        stage = line.strip()
     code = process.wait()
     done.set()
     watcher.join()
     if code:
         raise SystemExit(f"the stages failed with exit code {code}")
-    return {"peak_mib": peak / 2**20, "seconds": time.monotonic() - begun}
+    return {"peak_mib": max(peaks.values()), "stages_mib": peaks, "seconds": time.monotonic() - begun}
 
 
 def main() -> None:

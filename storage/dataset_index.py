@@ -100,21 +100,21 @@ class DatasetIndex(Artifact):
             )
 
     def row_ids(self) -> np.ndarray:
-        """The row ids in order of position, (N,) of str, sorted and unique."""
-        return read_table(self.folder, ROWS, columns=["row_id"])["row_id"].astype(str)
+        """The row ids in order of position, (N,) of dtype S, sorted and unique."""
+        return read_table(self.folder, ROWS, columns=["row_id"])["row_id"]
 
     def labels(self) -> np.ndarray:
         """The label of each row in order of position, (N,) int64; UNLABELLED where there is none."""
         return read_table(self.folder, ROWS, columns=["label"])["label"].astype(np.int64)
 
     def names(self) -> np.ndarray:
-        """The name each row has in its source, in order of position, (N,) of str."""
-        return read_table(self.folder, LOCATIONS, columns=["name"])["name"].astype(str)
+        """The name each row has in its source, in order of position, (N,) of dtype S."""
+        return read_table(self.folder, LOCATIONS, columns=["name"])["name"]
 
     def quarantine(self) -> dict[str, str]:
         """The images that are no rows: name -> reason."""
         table = read_table(self.folder, QUARANTINE)
-        return dict(zip(table["name"], table["reason"], strict=True))
+        return {name.decode(): reason.decode() for name, reason in zip(table["name"], table["reason"], strict=True)}
 
     def images(self, source_place: Path | None, cache: Path) -> ImageReader:
         """A reader of the encoded images.
@@ -153,13 +153,18 @@ class ImageReader(ABC):
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "_tables": {}}
 
+    def row_id(self, position: int) -> str:
+        """The id of one row."""
+        row_id: str = self._column(ROWS, "row_id")[position].decode()
+        return row_id
+
     def read(self, position: int) -> bytes:
         """The encoded image of one row.
 
         Raises:
             CorruptSource: the file is gone or is not the one that was indexed; names the row and the file.
         """
-        row_id = self._column(ROWS, "row_id")[position].decode()
+        row_id = self.row_id(position)
         data, where, remedy = self._fetch(position)
         if image_hash(data) != row_id[:HASH_DIGITS]:
             raise CorruptSource(
@@ -173,9 +178,9 @@ class ImageReader(ABC):
         """The bytes of a row, where they lie, and what to do when they are wrong."""
 
     def _column(self, table: str, column: str) -> np.ndarray:
-        """A column of the index; of plain numbers and bytes, so that forked processes share it."""
+        """A column of the index."""
         if column not in self._tables:
-            self._tables[column] = plain_text(read_table(self._index, table, columns=[column])[column])
+            self._tables[column] = read_table(self._index, table, columns=[column])[column]
         return self._tables[column]
 
 
@@ -214,11 +219,4 @@ class PackedReader(ImageReader):
 def _packed_rows(index: Folder) -> PackedRows:
     rows = read_table(index, ROWS, columns=["row_id", "size"])
     at = read_table(index, LOCATIONS, columns=["order", "piece", "offset"])
-    return PackedRows(row_id=plain_text(rows["row_id"]), size=rows["size"], **at)
-
-
-def plain_text(values: np.ndarray) -> np.ndarray:
-    """Text as fixed-width UTF-8: a quarter of numpy's own text, and without one Python object a row."""
-    if values.dtype.kind not in "OU":
-        return values
-    return np.array([value.encode() for value in values], dtype=bytes)
+    return PackedRows(**rows, **at)

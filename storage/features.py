@@ -73,10 +73,10 @@ class Features(Artifact):
         return ArrayReader(self.folder, layer)
 
     def row_ids(self) -> np.ndarray:
-        """The ids of all rows, (N,) of str."""
+        """The ids of all rows, (N,) of dtype S."""
         reader = ArrayReader(self.folder, ROW_IDS)
         raw = np.ascontiguousarray(reader.rows(0, self.num_rows))
-        return raw.view(f"S{raw.shape[1]}").ravel().astype(str)
+        return raw.view(f"S{raw.shape[1]}").ravel()
 
 
 class FeaturesWriter:
@@ -94,15 +94,14 @@ class FeaturesWriter:
         """Make or reopen the arrays.
 
         Args:
-            row_ids: (N,) of str.
+            row_ids: (N,) of dtype S.
             layers: layer -> {"dim": D, "space": id}.
             dtype: "float16" or "float32".
         """
         if not folder.exists("zarr.json"):
             attributes = {"layers": dict(layers), "num_rows": len(row_ids), "shard_rows": shard_rows}
             write_group(folder, attributes)
-        raw = row_ids.astype("S")
-        write_array(folder, ROW_IDS, raw.view(np.uint8).reshape(len(raw), raw.itemsize))
+        write_array(folder, ROW_IDS, row_ids.view(np.uint8).reshape(len(row_ids), row_ids.itemsize))
         self._writers = {
             layer: ArrayWriter(folder, layer, shape=(len(row_ids), facts["dim"]), dtype=dtype, shard_rows=shard_rows)
             for layer, facts in layers.items()

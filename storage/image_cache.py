@@ -77,7 +77,10 @@ class ImageCache:
         for piece, size in enumerate(_piece_sizes(rows)):
             # Asked piece by piece: another process may be filling the same cache.
             if self._size(piece) != size:
-                self._folder.write(_file(piece), b"".join(_copy(rows, piece=piece, source=source)))
+                packed = bytearray()
+                for image in _copy(rows, piece=piece, source=source):
+                    packed += image
+                self._folder.write(_file(piece), memoryview(packed))
 
     def read(self, piece: int, *, offset: int, size: int) -> bytes:
         """Bytes of one row.

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from storage.dataset_index import INDEX, LOCATIONS, QUARANTINE, ROWS, SOURCE, UNLABELLED, plain_text
+from storage.dataset_index import INDEX, LOCATIONS, QUARANTINE, ROWS, SOURCE, UNLABELLED
 from storage.datasets.source import DatasetConfig, load_format
 from storage.folder import Folder
 from storage.image_cache import plan_pieces
@@ -28,14 +28,13 @@ def write_dataset_index(
         source: the dataset that was indexed.
         classes: the class names of the source, if it names them.
         entries: columns of all entries in the order of the source, (E,) each: `name`, `split` (empty for
-            none), `image` (the hash of the encoded bytes) and `reason` (empty for readable) of str, `label`
+            none), `image` (the hash of the encoded bytes) and `reason` (empty for readable) of dtype S, `label`
             int32 (UNLABELLED for none), `width`, `height` and `size` int64.
     """
-    readable = entries["reason"] == ""
+    readable = entries["reason"] == b""
     order = np.flatnonzero(readable)
     occurrence = _count_occurrences(entries, order=order)
-    pairs = zip(entries["image"][order], occurrence, strict=True)
-    row_id = np.array([f"{image}-{count}" for image, count in pairs], dtype=str)
+    row_id = np.strings.add(np.strings.add(entries["image"][order], b"-"), occurrence.astype(bytes))
     sort = np.argsort(row_id, kind="stable")
 
     numbers = {name: entries[name][order[sort]] for name in ("label", "width", "height", "size")}
@@ -61,8 +60,8 @@ def _count_labels(label: np.ndarray, *, classes: tuple[str, ...] | None) -> dict
 
 
 def _count_repeats(entries: Mapping[str, np.ndarray], *, order: np.ndarray, occurrence: np.ndarray) -> dict[str, int]:
-    repeated = set(entries["image"][order[occurrence > 0]])
-    again = np.array([row for row in order if entries["image"][row] in repeated], dtype=np.int64)
+    image = entries["image"][order]
+    again = order[np.isin(image, image[occurrence > 0])]
     return {
         "rows": int((occurrence > 0).sum()),
         "across_splits": _count_shared(entries["image"][again], entries["split"][again]),
@@ -72,11 +71,10 @@ def _count_repeats(entries: Mapping[str, np.ndarray], *, order: np.ndarray, occu
 
 def _count_occurrences(entries: Mapping[str, np.ndarray], *, order: np.ndarray) -> np.ndarray:
     """How many equal images come before each row, (R,) int64."""
-    name, split, image = (plain_text(entries[column][order]) for column in ("name", "split", "image"))
     # By split and label first: names must not decide which repeat is which.
-    by_image = np.lexsort((name, entries["label"][order], split, image))
+    by_image = np.lexsort([entries[column][order] for column in ("name", "label", "split", "image")])
     occurrence = np.empty(len(order), dtype=np.int64)
-    occurrence[by_image] = _count_runs(image[by_image])
+    occurrence[by_image] = _count_runs(entries["image"][order[by_image]])
     return occurrence
 
 
@@ -97,7 +95,7 @@ def _count_runs(values: np.ndarray) -> np.ndarray:
 
 def _count_shared(images: np.ndarray, groups: np.ndarray) -> int:
     """How many images lie in more than one group."""
-    groups_of: dict[str, set[Any]] = {}
-    for image, group in zip(images, groups, strict=True):
-        groups_of.setdefault(image, set()).add(group)
-    return sum(len(found) > 1 for found in groups_of.values())
+    by_image = np.lexsort((groups, images))
+    images, groups = images[by_image], groups[by_image]
+    next_group = (images[1:] == images[:-1]) & (groups[1:] != groups[:-1])
+    return len(np.unique(images[1:][next_group]))

@@ -31,25 +31,28 @@ class Labels(Artifact):
         return int(self.facts["num_clusters"])
 
     def read(self) -> dict[str, np.ndarray]:
-        """Columns row_id (str), label (int32), distance and margin (float32), in the order of the features."""
+        """Columns row_id (dtype S), label (int32), distance and margin (float32), in the order of the features."""
         parts = [read_table(self.folder, name) for name in self.folder.files() if name.endswith(".parquet")]
         return {column: np.concatenate([part[column] for part in parts]) for column in parts[0]}
 
     def by_row_id(self, row_ids: np.ndarray) -> np.ndarray:
         """The label of each of these rows, (N,) int64.
 
+        Args:
+            row_ids: (N,) of dtype S.
         Raises:
             ValueError: a row has no label: the labels belong to another dataset.
         """
         table = self.read()
-        order = np.argsort(table["row_id"].astype(str))
-        known = table["row_id"].astype(str)[order]
+        order = np.argsort(table["row_id"])
+        known = table["row_id"][order]
         place = np.minimum(np.searchsorted(known, row_ids), len(known) - 1)
         missing = known[place] != row_ids
         if missing.any():
             raise ValueError(
                 f"every row must have a label; {missing.sum()} of {len(row_ids)} have none, the first is "
-                f"{row_ids[missing][0]}. The labels were made for another dataset: run assign_labels on this one"
+                f"{row_ids[missing][0].decode()}. The labels were made for another dataset: run assign_labels on "
+                "this one"
             )
         return table["label"][order][place].astype(np.int64)
 

@@ -29,9 +29,9 @@ class Metrics(Artifact):
         return float(self.values["scores"][name]["value"])
 
     def outcomes(self, score: str) -> dict[str, np.ndarray]:
-        """Columns row_id (str) and correct (bool), of one score's test images."""
+        """Columns row_id (dtype S) and correct (bool), of one score's test images."""
         table = read_table(self.folder, OUTCOMES, columns=["row_id", score])
-        return {"row_id": table["row_id"].astype(str), "correct": table[score].astype(bool)}
+        return {"row_id": table["row_id"], "correct": table[score]}
 
 
 def write_metrics(

@@ -50,7 +50,10 @@ def extract_features(config: ExtractFeaturesConfig, work: Work, *, encoder: Enco
     normalisation = encoder.description()["normalisation"]
     backbone = load_backbone(encoder).to(work.runtime.torch_device).to(memory_format=torch.channels_last).eval()
     layers = _layers(config, backbone)
-    writer = _writer(config, work, backbone=backbone, encoder=encoder, images=images, layers=layers)
+    dims = {layer: backbone.channels[layer] * config.pooling.grid**2 for layer in layers}
+    writer = _writer(config, work, dims=dims, encoder=encoder, images=images)
+    # One shard is all that is held: the next is written over the last.
+    values = {layer: np.empty((config.shard_rows, dim), config.dtype) for layer, dim in dims.items()}
     starts = range(0, images.num_rows, config.shard_rows)
     missing = [shard for shard in range(len(starts)) if str(shard) not in work.ledger]
     stops = {shard: min(starts[shard] + config.shard_rows, images.num_rows) for shard in missing}
@@ -62,13 +65,11 @@ def extract_features(config: ExtractFeaturesConfig, work: Work, *, encoder: Enco
     viewer = partial(central_pixels, size=config.size, resize=config.resize)
     stream = batches(images, places, viewer=viewer, runtime=work.runtime)
     for shard in missing:
-        rows = stops[shard] - starts[shard]
-        parts = _forward(
-            stream, rows=rows, backbone=backbone, layers=layers, config=config, normalisation=normalisation
-        )
-        _require_finite(parts, first_row=starts[shard], row_ids=images.row_ids(), dtype=config.dtype)
+        filled = {layer: whole[: stops[shard] - starts[shard]] for layer, whole in values.items()}
+        _forward(stream, filled, backbone=backbone, config=config, normalisation=normalisation)
+        _require_finite(filled, first_row=starts[shard], images=images, dtype=config.dtype)
         work.progress(stops[shard], images.num_rows, unit="images")
-        work.commit(str(shard), records=writer.write(shard, parts))
+        work.commit(str(shard), records=writer.write(shard, filled))
 
 
 def load_backbone(encoder: Encoder) -> Backbone:
@@ -102,19 +103,15 @@ def _writer(
     config: ExtractFeaturesConfig,
     work: Work,
     *,
-    backbone: Backbone,
+    dims: dict[str, int],
     encoder: Encoder,
     images: DatasetIndex,
-    layers: tuple[str, ...],
 ) -> FeaturesWriter:
     view = {"size": config.size, "resize": config.resize, "normalisation": encoder.description()["normalisation"]}
     pooling = config.pooling.model_dump(mode="json")
     facts = {
-        layer: {
-            "dim": backbone.channels[layer] * config.pooling.grid**2,
-            "space": space_id(encoder, layer=layer, pooling=pooling, view=view),
-        }
-        for layer in layers
+        layer: {"dim": dim, "space": space_id(encoder, layer=layer, pooling=pooling, view=view)}
+        for layer, dim in dims.items()
     }
     return FeaturesWriter(
         work.data, row_ids=images.row_ids(), layers=facts, dtype=config.dtype, shard_rows=config.shard_rows
@@ -123,17 +120,16 @@ def _writer(
 
 def _forward(
     stream: Iterator[Batch],
+    values: dict[str, np.ndarray],
     *,
-    rows: int,
     backbone: Backbone,
-    layers: tuple[str, ...],
     config: ExtractFeaturesConfig,
     normalisation: dict[str, list[float]],
-) -> dict[str, np.ndarray]:
-    """The pooled features of the next `rows` images, layer -> (rows, D)."""
+) -> None:
+    """Fill `values`, layer -> (rows, D), with the pooled features of the next images."""
     device = next(backbone.parameters()).device
-    parts: dict[str, list[np.ndarray]] = {layer: [] for layer in layers}
-    done = 0
+    layers = tuple(values)
+    done, rows = 0, len(values[layers[0]])
     with torch.inference_mode():
         while done < rows:
             batch = next(stream)
@@ -141,19 +137,19 @@ def _forward(
             with autocast(device, precision=config.precision):
                 maps = backbone(pixels, layers)
             for layer in layers:
-                values = pool_features(maps[layer].float(), config.pooling)
-                parts[layer].append(values.cpu().numpy().astype(config.dtype))
+                pooled = pool_features(maps[layer].float(), config.pooling)
+                values[layer][done : done + len(pixels)] = pooled.cpu().numpy()
             done += len(pixels)
-    return {layer: np.concatenate(values) for layer, values in parts.items()}
 
 
-def _require_finite(parts: dict[str, np.ndarray], *, first_row: int, row_ids: np.ndarray, dtype: str) -> None:
-    for layer, values in parts.items():
-        bad = ~np.isfinite(values).all(axis=1)
+def _require_finite(values: dict[str, np.ndarray], *, first_row: int, images: DatasetIndex, dtype: str) -> None:
+    for layer, rows in values.items():
+        bad = ~np.isfinite(rows).all(axis=1)
         if bad.any():
             row = first_row + int(np.argmax(bad))
+            row_id = images.row_ids()[row].decode()
             remedy = "set dtype: float32" if dtype == "float16" else "train the encoder again with a smaller rate"
             raise ValueError(
-                f"features must be finite; layer {layer} of row {row} ({row_ids[row]}) is not, and {bad.sum()} rows of "
+                f"features must be finite; layer {layer} of row {row} ({row_id}) is not, and {bad.sum()} rows of "
                 f"this shard; {remedy}"
             )

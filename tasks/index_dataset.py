@@ -20,7 +20,7 @@ from storage.folder import Folder
 from storage.images import Probe, probe, probe_all
 from storage.index_writer import write_dataset_index
 from storage.stat_cache import StatCache
-from storage.tables import read_table, table_bytes
+from storage.tables import read_table, table_bytes, text_column
 from tasks.runtime import Runtime
 from tasks.stage import Work, stage
 
@@ -99,14 +99,14 @@ def _inspect(entries: list[Entry], *, prober: Prober) -> dict[str, np.ndarray]:
     probes = list(prober(entry.data for entry in entries))
     labels = [UNLABELLED if entry.label is None else entry.label for entry in entries]
     return {
-        "name": np.array([entry.name for entry in entries], dtype=str),
-        "split": np.array([entry.split or "" for entry in entries], dtype=str),
+        "name": text_column(entry.name for entry in entries),
+        "split": text_column(entry.split or "" for entry in entries),
         "label": np.array(labels, dtype=np.int32),
-        "image": np.array([probe.image for probe in probes], dtype=str),
+        "image": text_column(probe.image for probe in probes),
         "width": np.array([probe.width for probe in probes], dtype=np.int64),
         "height": np.array([probe.height for probe in probes], dtype=np.int64),
         "size": np.array([probe.size for probe in probes], dtype=np.int64),
-        "reason": np.array([probe.reason for probe in probes], dtype=str),
+        "reason": text_column(probe.reason for probe in probes),
     }
 
 
@@ -116,11 +116,13 @@ def _merge(state: Folder, shards: list[str]) -> dict[str, np.ndarray]:
 
 
 def _require_readable(config: IndexDatasetConfig, entries: dict[str, np.ndarray]) -> None:
-    bad = np.flatnonzero(entries["reason"] != "")
+    bad = np.flatnonzero(entries["reason"] != b"")
     total = len(entries["reason"])
     if not len(bad):
         return
-    examples = "; ".join(f"{entries['name'][row]}: {entries['reason'][row]}" for row in bad[:REASONS_SHOWN])
+    shown = bad[:REASONS_SHOWN]
+    pairs = zip(entries["name"][shown], entries["reason"][shown], strict=True)
+    examples = b"; ".join(name + b": " + reason for name, reason in pairs).decode()
     found = f"{len(bad)} of {total} images of dataset {config.name!r} cannot be decoded ({examples})"
     if len(bad) == total or len(bad) > config.max_unreadable * total:
         raise ValueError(

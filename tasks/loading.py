@@ -33,20 +33,19 @@ class _Place(NamedTuple):
 class _Rows(Dataset[tuple[dict[str, Tensor], int]]):
     """Decodes a row and makes its views."""
 
-    def __init__(self, images: ImageReader, *, row_ids: np.ndarray, viewer: Viewer, seed: int) -> None:
+    def __init__(self, images: ImageReader, *, num_rows: int, viewer: Viewer, seed: int) -> None:
         self._images = images
-        # Bytes take a quarter of the memory of text, and every worker has its own.
-        self._row_ids = row_ids.astype("S")
+        self._num_rows = num_rows
         self._viewer = viewer
         self._seed = seed
 
     def __getitem__(self, place: _Place) -> tuple[dict[str, Tensor], int]:
-        row_id = self._row_ids[place.position].decode()
+        row_id = self._images.row_id(place.position)
         draw = Draw(self._seed, epoch=place.epoch, row_id=row_id, others=self._another_image)
         return self._viewer(self._image(place.position), draw), place.position
 
     def _another_image(self, draw: Draw) -> Tensor:
-        return self._image(int(draw.integers(0, len(self._row_ids))))
+        return self._image(int(draw.integers(0, self._num_rows)))
 
     def _image(self, position: int) -> Tensor:
         # A decoder gives HWC; the permuted view of it resizes faster than a contiguous CHW image.
@@ -79,7 +78,7 @@ def batches(
     """
     rows = _Rows(
         index.images(runtime.place(index.name), runtime.cache),
-        row_ids=index.row_ids(),
+        num_rows=index.num_rows,
         viewer=viewer,
         seed=seed,
     )

@@ -110,7 +110,7 @@ def _montage(labels: Labels, images: DatasetIndex, runtime: Runtime) -> Figure:
     sizes = np.array(labels.facts["sizes"])
     chosen = [cluster for cluster in np.argsort(-sizes, kind="stable")[:MONTAGE_CLUSTERS] if sizes[cluster]]
     reader = images.images(runtime.place(images.name), runtime.cache)
-    position = {row_id: place for place, row_id in enumerate(images.row_ids())}
+    row_ids = images.row_ids()
     figure = Figure(figsize=(0.62 * MONTAGE_IMAGES + 1, 0.62 * len(chosen)))
     grid = figure.subplots(len(chosen), MONTAGE_IMAGES, squeeze=False)
     for row, cluster in enumerate(chosen):
@@ -119,7 +119,8 @@ def _montage(labels: Labels, images: DatasetIndex, runtime: Runtime) -> Figure:
         for column, axes in enumerate(grid[row]):
             axes.axis("off")
             if column < len(nearest):
-                pixels = decode(reader.read(position[str(table["row_id"][nearest[column]])]))
+                (position,) = np.flatnonzero(row_ids == table["row_id"][nearest[column]])
+                pixels = decode(reader.read(int(position)))
                 size = (THUMBNAIL_PIXELS, THUMBNAIL_PIXELS)
                 axes.imshow(np.asarray(Image.fromarray(pixels).resize(size)))
         grid[row][0].set_title(f"{cluster}: {sizes[cluster]}", fontsize=6, loc="left", pad=2)

@@ -25,6 +25,7 @@ from storage.folder import FileRecord, Folder
 from storage.lease import Lease, LeasedFolder
 from storage.ledger import Ledger
 from storage.store import Store, open_artifact
+from tasks import freed_memory
 from tasks.environment import environment
 from tasks.recording import Recorder, StageRecord
 from tasks.runtime import Runtime
@@ -118,6 +119,7 @@ class Work:
     def commit(self, unit: str, *, records: list[FileRecord], **facts: Any) -> None:
         """Say that a unit is done and kept; see Ledger.commit."""
         self.ledger.commit(unit, records=records, **facts)
+        freed_memory.give_back()
         self._keep_progress()
 
     def save(self, state: dict[str, Any]) -> None:

@@ -128,8 +128,8 @@ class Parquet(Source):
 
     def _open(self, path: Path) -> pq.ParquetFile:
         try:
-            # Not mapped: the pages of a mapped shard count as this process's memory, and grow with the dataset.
-            file = pq.ParquetFile(path, buffer_size=READ_BYTES)
+            # Neither mapped nor buffered before it is asked for: either way a shard would lie in memory whole.
+            file = pq.ParquetFile(path, buffer_size=READ_BYTES, pre_buffer=False)
         except (OSError, pa.ArrowException) as error:
             raise _damaged(path, error) from error
         self._require_columns(file.schema_arrow, path)

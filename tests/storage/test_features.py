@@ -10,10 +10,11 @@ from storage.artifact import Marker, content_digest
 from storage.errors import CorruptFile
 from storage.features import Features, FeaturesWriter
 from storage.folder import Folder
+from storage.tables import text_column
 
 ROWS, SHARD_ROWS = 7, 3
 LAYERS = {"conv5": {"dim": 4, "space": "space of conv5"}, "conv4": {"dim": 2, "space": "space of conv4"}}
-ROW_IDS = np.array([hashlib.sha256(bytes([number])).hexdigest()[:32] + "-0" for number in range(ROWS)])
+ROW_IDS = text_column(hashlib.sha256(bytes([number])).hexdigest()[:32] + "-0" for number in range(ROWS))
 
 
 def values_of(layer: str, dtype: str = "float16") -> np.ndarray:

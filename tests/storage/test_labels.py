@@ -7,8 +7,9 @@ from storage.artifact import Marker, content_digest
 from storage.errors import CorruptFile
 from storage.folder import Folder
 from storage.labels import FACTS, UNLABELLED, Labels, write_label_shard
+from storage.tables import text_column
 
-ROW_IDS = np.array([f"{(number * 7919) % 1000:03x}-0" for number in range(10)])
+ROW_IDS = text_column(f"{(number * 7919) % 1000:03x}-0" for number in range(10))
 LABEL = np.array([3, 1, 4, 1, 5, UNLABELLED, 2, 6, 5, 3])
 
 
@@ -61,7 +62,7 @@ def test_rows_come_in_the_order_of_their_shards_whatever_was_written_first(label
 def test_more_than_ten_shards_stay_in_order(folder, labels):
     for shard in range(3, 12):
         label = np.array([shard])
-        row_ids = np.array([f"new-{shard}"])
+        row_ids = text_column([f"new-{shard}"])
         write_label_shard(folder, shard=shard, row_ids=row_ids, label=label, distance=label, margin=label)
     assert labels.read()["label"].tolist() == [*LABEL.tolist(), *range(3, 12)]
 
@@ -81,7 +82,7 @@ def test_some_rows_may_be_asked_for_and_twice(labels):
 
 @pytest.mark.parametrize("stranger", ["", "000", "zzz", "not-there-and-much-longer-than-the-others"])
 def test_a_row_without_a_label_is_an_error_that_names_it(labels, stranger):
-    wanted = np.array([ROW_IDS[0], stranger, ROW_IDS[1], stranger])
+    wanted = np.array([ROW_IDS[0], stranger.encode(), ROW_IDS[1], stranger.encode()])
     with pytest.raises(ValueError, match=rf"2 of 4 have none, the first is {stranger}\. .*run assign_labels"):
         labels.by_row_id(wanted)
 

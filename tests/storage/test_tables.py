@@ -3,11 +3,14 @@
 import struct
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
+from storage import tables
 from storage.errors import CorruptFile
 from storage.folder import Folder
-from storage.tables import read_table, table_bytes
+from storage.tables import read_table, table_bytes, text_column
 
 ROWS = 40
 
@@ -15,7 +18,7 @@ ROWS = 40
 def columns() -> dict[str, np.ndarray]:
     # No two values are equal, so that they lie in the pages themselves and not in a dictionary's few bytes.
     return {
-        "row_id": np.array([f"{number:032x}" for number in range(ROWS)]),
+        "row_id": text_column(f"{number:032x}" for number in range(ROWS)),
         "label": np.arange(ROWS, dtype=np.int32) - 1,
         "distance": np.linspace(0, 1, ROWS, dtype=np.float32),
         "correct": np.arange(ROWS) % 3 == 0,
@@ -55,6 +58,39 @@ def test_no_rows_are_a_table_too(folder):
     folder.write("empty.parquet", table_bytes({"label": np.array([], dtype=np.int32)}))
     table = read_table(folder, "empty.parquet")
     assert table["label"].shape == (0,) and table["label"].dtype == np.int32
+
+
+TEXTS = [
+    [],
+    [""],
+    ["", "", ""],
+    ["a", "", "bcd", "é", "日本語", "a b\nc", ""],
+    [f"{number:032x}" for number in range(50)],
+    ["x" * number for number in range(50)],
+]
+
+
+@pytest.mark.parametrize("texts", TEXTS)
+def test_text_is_read_as_utf_8_bytes_of_one_width(folder, texts):
+    folder.write("text.parquet", table_bytes({"text": text_column(texts)}))
+    column = read_table(folder, "text.parquet")["text"]
+    assert column.dtype == f"S{max([1, *(len(text.encode()) for text in texts)])}"
+    assert [text.decode() for text in column] == texts
+
+
+def test_text_in_many_row_groups_and_parts_is_whole(folder, monkeypatch):
+    monkeypatch.setattr(tables, "TEXT_ROWS", 3)
+    texts = ["é" * (number % 5) + str(number) for number in range(100)]
+    pq.write_table(pa.table({"text": texts}), folder.path / "text.parquet", row_group_size=7)
+    assert [text.decode() for text in read_table(folder, "text.parquet")["text"]] == texts
+
+
+@pytest.mark.parametrize("texts", TEXTS)
+def test_text_lies_in_a_file_as_a_string_however_it_came(folder, texts):
+    data = table_bytes({"text": text_column(texts)})
+    assert data == table_bytes({"text": np.array(texts, dtype=str)})
+    folder.write("text.parquet", data)
+    assert pq.read_schema(folder.path / "text.parquet").field("text").type == pa.string()
 
 
 def test_a_changed_byte_of_any_page_is_named(folder):

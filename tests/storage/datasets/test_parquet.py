@@ -3,10 +3,12 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from storage.datasets.parquet import BATCH_ROWS
 from storage.datasets.source import DatasetConfig, Source, open_source
 from storage.folder import Folder
 from storage.stat_cache import StatCache
@@ -51,6 +53,15 @@ def test_the_shards_of_a_split_are_read_in_order(shards):
         (f"{second}#0", "train", 1, b"3"), (f"{second}#1", "train", 1, b"4"),
     ]  # fmt: skip
     assert (len(source), source.classes) == (5, ("cat", "dog"))
+
+
+def test_a_shard_is_never_held_whole(tmp_path):
+    rows, image_bytes = 40 * BATCH_ROWS, 1000
+    images = [np.random.default_rng(row).bytes(image_bytes) for row in range(rows)]
+    put(tmp_path / "train.parquet", struct(*images), labels=[0] * rows, group_rows=BATCH_ROWS)
+    before = pa.total_allocated_bytes()
+    held = [pa.total_allocated_bytes() - before for _ in opened(tmp_path).entries()]
+    assert len(held) == rows and max(held) < rows * image_bytes / 4
 
 
 def test_no_split_reads_all_of_them(shards):
