@@ -1,0 +1,119 @@
+"""`graft serve` as its users run it, and what its servers say."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+from tests.end_to_end.command import SCRIPT, PrefectApi, environment, eventually, processes_of
+
+ENDED = ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
+
+
+class Served:
+    """A `graft serve` in a process of its own, with a home of its own."""
+
+    def __init__(self, home: Path, *, prefect_port: int, mlflow_port: int, **settings: object) -> None:
+        self.home = home
+        self.mlflow = f"http://127.0.0.1:{mlflow_port}"
+        self.prefect = PrefectApi(f"http://127.0.0.1:{prefect_port}/api")
+        self._said = home.parent / "serve.log"
+        with self._said.open("wb") as log:
+            self._process = subprocess.Popen(
+                [str(SCRIPT), "serve", "--prefect-port", str(prefect_port), "--mlflow-port", str(mlflow_port)],
+                env=environment(home, **settings),
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+        eventually(lambda: "serving" in self.said or self._process.poll() is not None, what="the start of graft serve")
+        assert self._process.poll() is None, self.said
+
+    @property
+    def said(self) -> str:
+        """What the command printed."""
+        return self._said.read_text()
+
+    def stop(self) -> int:
+        """Ask it to stop; gives its exit code."""
+        self._process.send_signal(signal.SIGTERM)
+        return self._process.wait(120)
+
+    def kill_what_is_left(self) -> None:
+        """After a test that failed."""
+        for pid, _ in processes(self.home):
+            os.kill(pid, signal.SIGKILL)
+
+    def post(self, path: str, body: dict[str, Any]) -> Any:
+        """Ask the Prefect server for something."""
+        data, headers = json.dumps(body).encode(), {"Content-Type": "application/json"}
+        with urllib.request.urlopen(urllib.request.Request(f"{self.prefect.url}/{path}", data, headers)) as answer:
+            return json.load(answer)
+
+    def get(self, path: str) -> Any:
+        with urllib.request.urlopen(f"{self.prefect.url}/{path}") as answer:
+            return json.load(answer)
+
+    def delete(self, path: str) -> None:
+        request = urllib.request.Request(f"{self.prefect.url}/{path}", method="DELETE")
+        urllib.request.urlopen(request).close()
+
+    def start(self, flow: str, deployment: str, parameters: dict[str, Any]) -> str:
+        """Start a run of a deployment, as the button in the interface does; gives its id."""
+        known = self.get(f"deployments/name/{flow}/{deployment}")
+        run: str = self.post(f"deployments/{known['id']}/create_flow_run", {"parameters": parameters})["id"]
+        return run
+
+    def ended(self, run: str) -> dict[str, Any]:
+        """Wait for the end of a flow run."""
+
+        def look() -> dict[str, Any] | None:
+            found: dict[str, Any] = self.get(f"flow_runs/{run}")
+            return found if found["state_type"] in ENDED else None
+
+        return eventually(look, what=f"the end of the flow run {run}")
+
+    def mlflow_runs(self) -> list[dict[str, Any]]:
+        """All runs that MLflow knows: name, status, and for each metric its steps."""
+        ids = [one["experiment_id"] for one in self._mlflow("experiments/search", max_results=100)["experiments"]]
+        runs = self._mlflow("runs/search", experiment_ids=ids, max_results=500).get("runs", [])
+        return [{"id": run["info"]["run_id"], "name": run["info"]["run_name"], **run["info"]} for run in runs]
+
+    def metric_steps(self, run: dict[str, Any], metric: str) -> list[int]:
+        """The steps at which MLflow holds a metric."""
+        url = f"{self.mlflow}/api/2.0/mlflow/metrics/get-history?run_id={run['id']}&metric_key={metric}"
+        with urllib.request.urlopen(url) as answer:
+            return [int(row.get("step", 0)) for row in json.load(answer).get("metrics", [])]
+
+    def _mlflow(self, path: str, **body: Any) -> Any:
+        request = urllib.request.Request(
+            f"{self.mlflow}/api/2.0/mlflow/{path}", json.dumps(body).encode(), {"Content-Type": "application/json"}
+        )
+        with urllib.request.urlopen(request) as answer:
+            return json.load(answer)
+
+
+def processes(home: Path) -> list[tuple[int, str]]:
+    """(pid, command line) of all processes of a home."""
+    wanted = set(processes_of(home))
+    found = []
+    for process in Path("/proc").iterdir():
+        if process.name.isdigit():
+            try:
+                command = (process / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+            except OSError:
+                continue
+            if command in wanted:
+                found.append((int(process.name), command))
+    return found
+
+
+def pid_of(home: Path, pattern: str) -> int | None:
+    """The process of a home whose command line matches."""
+    return next((pid for pid, command in processes(home) if re.search(pattern, command)), None)

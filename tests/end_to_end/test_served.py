@@ -1,0 +1,120 @@
+"""Scheduled runs on one machine: real servers, a real worker, deployments that are started through the API."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from flows.local_server import free_port
+from tests.end_to_end.command import ROAD, eventually, processes_of
+from tests.end_to_end.served import Served, pid_of
+
+# Not the recipe's own, so that it can be told how long it trains.
+STEPS = 400
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    folder = tmp_path_factory.mktemp("served")
+    serving = Served(folder / "home", prefect_port=free_port(), mlflow_port=free_port(), checkpoint_seconds=1)
+    yield serving
+    serving.kill_what_is_left()
+
+
+def request(**changes: Any) -> dict[str, Any]:
+    return {"request": {"recipe": "smoke", **changes}}
+
+
+def test_a_deployment_runs_the_road_and_both_servers_tell_of_it(served: Served) -> None:
+    run = served.ended(served.start("knowledge-transfer", "pipeline", request(only=list(ROAD))))
+    assert (run["state_type"], run["name"]) == ("COMPLETED", "smoke"), run["state"]["message"]
+    tasks = served.prefect.of_flow_run("task_runs", run)
+    assert sorted(task["name"] for task in tasks) == sorted(ROAD)
+    states = {task["name"]: task["state_name"] for task in tasks}
+    # Teacher and student learn from the same images here.
+    assert states["index_cluster"] == "Reused" and states["train_student"] == "Completed"
+    keys = {artifact["key"] for artifact in served.prefect.of_flow_run("artifacts", run)}
+    assert {"train-student-result", "train-student-progress"} <= keys
+    status = {one["name"]: one["status"] for one in served.mlflow_runs()}
+    assert status["smoke"] == status["train_student"] == "FINISHED"
+
+
+def test_one_step_runs_alone_and_reuses_all_above_it(served: Served) -> None:
+    changed = request(only=["cluster_features"], changes=["cluster_features.num_clusters=4"])
+    run = served.ended(served.start("knowledge-transfer", "cluster-features", changed))
+    assert run["state_type"] == "COMPLETED", run["state"]["message"]
+    assert [task["name"] for task in served.prefect.of_flow_run("task_runs", run)] == ["cluster_features"]
+
+
+def test_a_step_without_its_inputs_says_what_is_missing(served: Served) -> None:
+    run = served.ended(
+        served.start("knowledge-transfer", "train-student", request(only=["train_student"], changes=["seed=9"]))
+    )
+    assert run["state_type"] == "FAILED"
+    assert "--only train_student needs assign_labels, which must be done and is not" in run["state"]["message"]
+
+
+def test_a_step_takes_the_input_that_it_is_given(served: Served) -> None:
+    labels = next(one for one in served.mlflow_runs() if one["name"] == "assign_labels")
+    given = request(only=["train_student"], use={"assign_labels": labels["id"]}, changes=["seed=9"])
+    run = served.ended(served.start("knowledge-transfer", "train-student", given))
+    assert run["state_type"] == "COMPLETED", run["state"]["message"]
+
+
+def test_a_schedule_starts_runs(served: Served) -> None:
+    deployment = served.get("deployments/name/verify/verify")
+    schedules = [{"schedule": {"interval": 5}, "active": True, "parameters": {"recipe": "smoke"}}]
+    made = served.post(f"deployments/{deployment['id']}/schedules", schedules)
+    completed = {
+        "deployments": {"id": {"any_": [deployment["id"]]}},
+        "flow_runs": {"state": {"type": {"any_": ["COMPLETED"]}}},
+    }
+    eventually(lambda: served.prefect.ask("flow_runs", **completed), what="a scheduled run")
+    served.delete(f"deployments/{deployment['id']}/schedules/{made[0]['id']}")
+
+
+def test_a_killed_run_goes_on_by_itself(served: Served) -> None:
+    changes = ["seed=3", f"train_pretext.epochs={STEPS}"]
+    first = served.start("knowledge-transfer", "pipeline", request(only=list(ROAD), changes=changes))
+    eventually(lambda: _percent(served, first) > 10, what="some training")
+    process = eventually(lambda: pid_of(served.home, r"-m prefect\.engine"), what="the process of the run")
+    os.kill(process, signal.SIGKILL)
+    assert served.ended(first)["state_type"] == "CRASHED"
+    again = eventually(lambda: _again(served), what="another attempt")
+    assert served.ended(again["id"])["state_type"] == "COMPLETED"
+    teachers = [one for one in served.mlflow_runs() if one["name"] == "train_pretext"]
+    teacher = max(teachers, key=lambda one: int(one["start_time"]))
+    steps = served.metric_steps(teacher, "lr")
+    # One MLflow run for both attempts; no step twice, and none missing.
+    assert teacher["status"] == "FINISHED" and steps == sorted(set(steps)) and steps[-1] >= STEPS
+    pipelines = sorted(one["status"] for one in served.mlflow_runs() if one["name"] == "smoke")
+    assert "KILLED" in pipelines and "RUNNING" not in pipelines
+
+
+def test_what_dies_is_started_again(served: Served) -> None:
+    for pattern in (r"prefect worker start", r"mlflow server"):
+        before = pid_of(served.home, pattern)
+        assert before is not None
+        os.kill(before, signal.SIGKILL)
+        eventually(lambda p=pattern, b=before: (pid_of(served.home, p) or b) != b, what=f"another {pattern}")
+    run = served.ended(served.start("verify", "verify", {"recipe": "smoke"}))
+    assert run["state_type"] == "COMPLETED"
+
+
+def test_it_stops_cleanly(served: Served) -> None:
+    assert served.stop() == 128 + signal.SIGTERM
+    assert processes_of(served.home) == []
+
+
+def _percent(served: Served, run: str) -> float:
+    artifacts = served.prefect.of_flow_run("artifacts", {"id": run})
+    return max((one["data"] for one in artifacts if one["key"] == "train-pretext-progress"), default=0.0)
+
+
+def _again(served: Served) -> dict[str, Any] | None:
+    runs = served.prefect.ask("flow_runs", flow_runs={"tags": {"all_": ["again:2"]}})
+    return runs[0] if runs else None
