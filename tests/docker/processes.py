@@ -12,7 +12,6 @@ import shutil
 import signal
 import socket
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Mapping
@@ -22,7 +21,7 @@ from typing import Any, NamedTuple
 from tests.docker import foreign
 from tests.docker.composition import FOLDER, ROOT, filled, services
 
-PORTS = {"postgres": 5432, "redis": 6379, "s3": 7070, "mlflow": 5000, "prefect": 4200}
+PORTS = {"postgres": 5432, "redis": 6379, "s3": 7070, "mlflow": 5000, "prefect": 4200, "worker": 8080}
 # What must happen at all; on a busy machine a server takes a minute.
 PATIENCE_SECONDS = 240.0
 
@@ -39,10 +38,12 @@ class Stack:
 
     Args:
         values: the variables that a person would put into docker/.env.
+        worker_settings: those that a person would put into docker/worker.env.
     """
 
-    def __init__(self, values: Mapping[str, str]) -> None:
+    def __init__(self, values: Mapping[str, str], *, worker_settings: Mapping[str, str]) -> None:
         self.values = values
+        self._worker_settings = worker_settings
         # Not below pytest's folder, which only its owner can enter: Postgres refuses to run as root.
         self.folder = Path(tempfile.mkdtemp(prefix="graft-stack-"))
         self.folder.chmod(0o755)
@@ -72,10 +73,11 @@ class Stack:
         home.mkdir(parents=True, exist_ok=True)
         declared = services()[name].get("environment", {})
         return {
-            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+            "PATH": foreign.PATH,
             "HOME": str(home),
             "PYTHONPATH": str(ROOT),
-            **{key: "127.0.0.1" if key.endswith("_HOST") else self.local(value) for key, value in declared.items()},
+            **{key: self.local(value) for key, value in declared.items()},
+            **(self._worker_settings if name == "worker" else {}),
         }
 
     def up(self, *names: str) -> None:
@@ -98,22 +100,20 @@ class Stack:
             command = foreign.COMMANDS[name](self)
         else:
             command = [self.local(word) for word in services()[name]["command"]]
-        self.processes[name] = self.start(name, command)
+        self.processes[name] = self._start(name, command)
 
-    def start(self, name: str, command: list[str], *, service: str | None = None, user: str | None = None) -> Process:
-        """Start a command with the environment of a service."""
+    def _start(self, name: str, command: list[str]) -> Process:
         log = self.folder / f"{name}.log"
-        service = service or name
         with log.open("ab") as stream:
             popen = subprocess.Popen(
                 command,
-                env=self.environment(service),
-                cwd=self.folder / "homes" / service,
+                env=self.environment(name),
+                cwd=self.folder / "homes" / name,
                 stdin=subprocess.DEVNULL,
                 stdout=stream,
                 stderr=stream,
                 start_new_session=True,
-                user=user or foreign.user(service),
+                user=foreign.user(name),
             )
         return Process(popen, log)
 
