@@ -15,6 +15,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -153,6 +154,12 @@ class Stack:
             except subprocess.TimeoutExpired:
                 os.killpg(process.popen.pid, signal.SIGKILL)
                 process.popen.wait()
+        # A worker starts each run in a session of its own.
+        for process in Path("/proc").glob("[0-9]*"):
+            # Not ours to read, or one that has just ended.
+            with suppress(OSError):
+                if str(self.folder).encode() in (process / "environ").read_bytes():
+                    os.kill(int(process.name), signal.SIGKILL)
         shutil.rmtree(self.folder)
 
 

@@ -117,17 +117,34 @@ def test_mlflow_accepts_its_user_by_its_own_names_alone(stack: Stack, mlflow: st
     assert ask(url, user=user, max_results=1, host="elsewhere.example").status == 403
 
 
+def postgres(stack: Stack, program: str, *options: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    """Run a program of Postgres as the user of the servers."""
+    where = ("--host=127.0.0.1", f"--port={stack.ports['postgres']}", "--username=graft", "--no-password")
+    environment = stack.environment("mlflow") | variables
+    return subprocess.run([program, *where, *options], env=environment, capture_output=True, text=True, check=False)
+
+
 def test_postgres_refuses_a_wrong_password(stack: Stack) -> None:
-    command = ["psql", "--host=127.0.0.1", f"--port={stack.ports['postgres']}", "--username=graft", "--dbname=prefect"]
-    environment = stack.environment("mlflow")
-    for password, code in ((environment["PGPASSWORD"], 0), ("guess", 2)):
-        done = subprocess.run(
-            [*command, "--no-password", "--command=SELECT 1"],
-            env=environment | {"PGPASSWORD": password},
-            capture_output=True,
-            check=False,
-        )
-        assert done.returncode == code
+    question = ("--dbname=prefect", "--command=SELECT 1")
+    assert postgres(stack, "psql", *question).returncode == 0
+    assert "authentication failed" in postgres(stack, "psql", *question, PGPASSWORD="guess").stderr
+
+
+def test_a_dump_can_be_restored(stack: Stack, flow_run: dict[str, Any], tmp_path: Path) -> None:
+    """By the commands of docs/containers.md; into a database that has the tables already."""
+    dump = str(tmp_path / "mlflow.dump")
+    count = ("--tuples-only", "--command=SELECT count(*) FROM runs")
+    before = postgres(stack, "psql", "--dbname=mlflow", *count).stdout
+    assert int(before) > 1
+    for program, *options in (
+        ("pg_dump", "--format=custom", f"--file={dump}", "mlflow"),
+        ("psql", "--dbname=mlflow", "--command=DELETE FROM metrics", "--command=DROP TABLE alembic_version"),
+        ("pg_restore", "--dbname=mlflow", "--clean", "--if-exists", dump),
+    ):
+        done = postgres(stack, program, *options)
+        assert done.returncode == 0, done.stderr
+    assert postgres(stack, "psql", "--dbname=mlflow", *count).stdout == before
+    assert len(mlflow_runs(stack, stack.environment("worker")["GRAFT_TRACKING_URI"])) == int(before)
 
 
 def test_a_run_of_the_worker_is_recorded_by_both_servers(
