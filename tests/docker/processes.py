@@ -54,6 +54,7 @@ class Stack:
         self._copy_files()
 
     def _copy_files(self) -> None:
+        self._places["/graft"].mkdir()
         for source in (path for path in FOLDER.iterdir() if path.is_file()):
             target = self.folder / "docker" / source.name
             target.parent.mkdir(exist_ok=True)
