@@ -74,18 +74,30 @@ def mlflow(stack: Stack) -> str:
 def flow_run(stack: Stack, prefect: str) -> dict[str, Any]:
     """The smallest recipe, asked for through the API and run by the worker."""
     stack.up("worker")
+    created = create_flow_run(stack, prefect, state={"type": "SCHEDULED"})
+    return ended(stack, prefect, {"id": {"any_": [created["id"]]}})
+
+
+def create_flow_run(stack: Stack, prefect: str, **how: Any) -> dict[str, Any]:
+    """Ask for a run of the smallest recipe."""
     user = stack.values["PREFECT_AUTH_STRING"]
     (deployment,) = ask(f"{prefect}/deployments/filter", user=user, deployments={"name": {"any_": ["pipeline"]}}).json()
     parameters = {"request": {"recipe": "smoke"}}
     url = f"{prefect}/deployments/{deployment['id']}/create_flow_run"
-    created = ask(url, user=user, parameters=parameters, state={"type": "SCHEDULED"}).json()
+    created: dict[str, Any] = ask(url, user=user, parameters=parameters, **how).json()
+    return created
 
-    def ended() -> dict[str, Any] | None:
-        found: dict[str, Any]
-        (found,) = ask(f"{prefect}/flow_runs/filter", user=user, flow_runs={"id": {"any_": [created["id"]]}}).json()
-        return found if found["state_type"] in ("COMPLETED", "FAILED", "CRASHED", "CANCELLED") else None
 
-    return eventually(ended, what="the end of the flow run")
+def ended(stack: Stack, prefect: str, criteria: dict[str, Any]) -> dict[str, Any]:
+    """Wait for the end of the one flow run that meets some criteria."""
+    user = stack.values["PREFECT_AUTH_STRING"]
+
+    def look() -> dict[str, Any] | None:
+        found: list[dict[str, Any]] = ask(f"{prefect}/flow_runs/filter", user=user, flow_runs=criteria).json()
+        ends = ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
+        return next((run for run in found if run["state_type"] in ends), None)
+
+    return eventually(look, what="the end of a flow run")
 
 
 def test_prefect_refuses_strangers(stack: Stack, prefect: str) -> None:
@@ -164,6 +176,19 @@ def test_a_run_of_the_worker_is_recorded_by_both_servers(
     runs = mlflow_runs(stack, mlflow)
     assert len(runs) > 1
     assert {recorded["info"]["status"] for recorded in runs} == {"FINISHED"}
+
+
+def test_a_crash_is_seen_by_the_automation_and_recovered_from(
+    stack: Stack, prefect: str, flow_run: dict[str, Any]
+) -> None:
+    """The automation is made through the API server, kept by the services, and told of events by Redis."""
+    user = stack.values["PREFECT_AUTH_STRING"]
+    later = {"type": "SCHEDULED", "state_details": {"scheduled_time": "2999-01-01T00:00:00Z"}}
+    crashed = create_flow_run(stack, prefect, state=later)
+    ask(f"{prefect}/flow_runs/{crashed['id']}/set_state", user=user, state={"type": "CRASHED"}, force=True)
+    again = ended(stack, prefect, {"tags": {"all_": ["again:2"]}})
+    assert again["state_type"] == "COMPLETED", stack.logs()[-8000:]
+    assert again["parameters"] == flow_run["parameters"]
 
 
 def test_what_mlflow_keeps_lies_in_the_object_store(stack: Stack, flow_run: dict[str, Any]) -> None:
