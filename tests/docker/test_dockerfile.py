@@ -67,6 +67,14 @@ def test_requirements_are_those_of_the_project(extra: str | None) -> None:
     assert printed.splitlines() == (project["optional-dependencies"][extra] if extra else project["dependencies"])
 
 
+def test_servers_are_of_the_versions_that_the_pipeline_talks_to() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    servers = set(project["optional-dependencies"]["servers"])
+    shared = {name for name in project["dependencies"] if re.match(r"(prefect|fastapi|sqlalchemy|mlflow)\W", name)}
+    assert len(shared) == 4
+    assert shared <= servers
+
+
 def ignore_lines() -> list[str]:
     lines = (FOLDER / "Dockerfile.dockerignore").read_text().splitlines()
     return [line for line in lines if not line.startswith("#")]
