@@ -179,11 +179,12 @@ def worker(
 ) -> None:
     """Run on this machine what the deployments ask for; GRAFT_PREFECT_API_URL names the server."""
     runtime = _server(data)
-    from flows.serve import worker_command, worker_variables
+    from flows.serve import worker_variables
 
     os.environ.update(worker_variables(runtime, port=health_port))
-    command = worker_command()
-    os.execv(command[0], command)
+    from flows.worker import run_worker
+
+    raise typer.Exit(run_worker())
 
 
 def _server(data: list[str] | None = None) -> Any:

@@ -83,16 +83,6 @@ def serve_for_ever(
             look_after()
 
 
-def worker_command() -> list[str]:
-    """The command of a worker that runs on this machine what the deployments ask for."""
-    from flows.deploy import POOL
-
-    return [
-        *(sys.executable, "-m", "prefect", "worker", "start", "--pool", POOL, "--name", socket.gethostname()),
-        *("--install-policy", "never", "--no-create-pool-if-not-found", "--with-healthcheck"),
-    ]
-
-
 def worker_variables(runtime: Runtime, *, port: int) -> dict[str, str]:
     """The variables of a worker and of the runs that it starts.
 
@@ -111,7 +101,13 @@ def worker_variables(runtime: Runtime, *, port: int) -> dict[str, str]:
 def _worker(runtime: Runtime, *, log_file: Path) -> Service:
     port = free_port()
     variables = worker_variables(runtime, port=port)
-    return Service("the worker", worker_command(), variables, log_file, healthy=f"http://{HOST}:{port}/health")
+    return Service(
+        "the worker",
+        [sys.executable, "-m", "flows.worker"],
+        variables,
+        log_file,
+        healthy=f"http://{HOST}:{port}/health",
+    )
 
 
 def _mlflow(runtime: Runtime, *, port: int, log_file: Path) -> Service:

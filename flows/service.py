@@ -12,8 +12,8 @@ from pathlib import Path
 from flows.local_server import answers
 
 START_SECONDS = 120.0
-# A worker passes the signal on to its runs, which keep a checkpoint.
-STOP_SECONDS = 30.0
+# A worker waits for its runs, which keep a checkpoint.
+STOP_SECONDS = 40.0
 # Between two starts of what dies again and again.
 LONGEST_PAUSE_SECONDS = 60.0
 

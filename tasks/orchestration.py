@@ -5,11 +5,17 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
+from datetime import timedelta
 from typing import Any
 from uuid import UUID
 
 from prefect import task
-from prefect.artifacts import create_markdown_artifact, create_progress_artifact, update_progress_artifact
+from prefect.artifacts import (
+    create_markdown_artifact,
+    create_progress_artifact,
+    create_table_artifact,
+    update_progress_artifact,
+)
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
 from prefect.states import Completed
@@ -35,6 +41,9 @@ def as_task(step: str, call: Callable[[], StageResult[Any]]) -> StageResult[Any]
     def body() -> State[StageResult[Any]]:
         result = call()
         create_markdown_artifact(_summary(result), key=_artifact_key(step, "result"), description=f"Result of {step}")
+        if result.metrics:
+            table = [{"metric": name, "last value": value} for name, value in sorted(result.metrics.items())]
+            create_table_artifact(table, key=_artifact_key(step, "metrics"), description=f"Last values of {step}")
         name = "Reused" if result.reused else "Completed"
         return Completed(data=result, name=name, message=f"{result.artifact!r} at {result.artifact.uri}")
 
@@ -89,6 +98,7 @@ class ProgressArtifacts:
     def __init__(self) -> None:
         self._artifacts: dict[str, UUID] = {}
         self._updated: dict[str, float] = {}
+        self._began: dict[str, tuple[float, int]] = {}
 
     def progress(self, step: str, *, done: int, total: int, unit: str) -> None:
         """Create or update the progress artifact of a step; a server that is away is no reason to stop the work."""
@@ -97,7 +107,9 @@ class ProgressArtifacts:
             return
         self._updated[step] = now
         percent = 100.0 * done / max(1, total)
-        description = f"{step}: {done:,} of {total:,} {unit}"
+        began, from_done = self._began.setdefault(step, (now, done))
+        pace = _pace(done - from_done, seconds=now - began, left=total - done, unit=unit)
+        description = f"{step}: {done:,} of {total:,} {unit}{pace}"
         try:
             if step in self._artifacts:
                 update_progress_artifact(self._artifacts[step], progress=percent, description=description)
@@ -108,3 +120,11 @@ class ProgressArtifacts:
                 self._artifacts[step] = created
         except Exception as error:
             log.warning("the progress of %s could not be shown in Prefect: %s", step, error)
+
+
+def _pace(done: int, *, seconds: float, left: int, unit: str) -> str:
+    """How fast the work goes and how long it will take; nothing before that can be told."""
+    if done <= 0 or seconds <= 0:
+        return ""
+    rate = done / seconds
+    return f", {rate:,.1f} {unit}/s, {timedelta(seconds=round(left / rate))} left"

@@ -94,6 +94,7 @@ class Work:
         ledger: which units are done.
         runtime: speed and place.
         key: the key of the artifact in the making.
+        last_metrics: the last value of each metric noted since this process took the work up.
     """
 
     def __init__(self, *, key: str, data: Folder, state: Folder, record: StageRecord, context: Context, step: str):
@@ -105,11 +106,13 @@ class Work:
         self._record = record
         self._reporter = context.reporter
         self._step = step
+        self.last_metrics: dict[str, float] = {}
         self._last_progress: dict[str, Any] = {}
 
     def log(self, metrics: Mapping[str, float], *, step: int) -> None:
         """Note metrics; they are sent once the next checkpoint, or the end, is kept."""
         self._record.log(metrics, step=step)
+        self.last_metrics.update(metrics)
 
     def progress(self, done: int, total: int, *, unit: str) -> None:
         """Say how far the work is."""
@@ -157,11 +160,12 @@ class Context:
 
 @dataclass(frozen=True)
 class StageResult(Generic[A]):
-    """An artifact, and whether it had to be computed."""
+    """An artifact, whether it had to be computed, and the last value of each metric that was noted meanwhile."""
 
     artifact: A
     reused: bool
     seconds: float = 0.0
+    metrics: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass
@@ -238,12 +242,10 @@ def run_stage(
             context.store.drop_work(look.key)
         for artifact in look.inputs.values():
             artifact.verify(deep=artifact.verified_whole)
-        started = time.monotonic()
-        artifact = _compute(look, context=context, lease=lease, step=step or stage.name)
-        return StageResult(artifact, reused=False, seconds=time.monotonic() - started)
+        return _compute(look, context=context, lease=lease, step=step or stage.name)
 
 
-def _compute(look: Lookup[A], *, context: Context, lease: Lease, step: str) -> A:
+def _compute(look: Lookup[A], *, context: Context, lease: Lease, step: str) -> StageResult[A]:
     store, key = context.store, look.key
     state = LeasedFolder(store.work_folder(key).path, lease=lease)
     data = store.open_attempt(key, lease=lease)
@@ -261,7 +263,7 @@ def _compute(look: Lookup[A], *, context: Context, lease: Lease, step: str) -> A
     artifact = look.stage.produces(Folder(data.path), marker)
     if record.finished(marker, artifact.folder):
         store.drop_work(key)
-    return artifact
+    return StageResult(artifact, reused=False, seconds=time.monotonic() - started, metrics=work.last_metrics)
 
 
 def _marker(look: Lookup[A], work: Work, *, seconds: float) -> Marker:

@@ -37,8 +37,9 @@ def test_a_deployment_runs_the_road_and_both_servers_tell_of_it(served: Served) 
     states = {task["name"]: task["state_name"] for task in tasks}
     # Teacher and student learn from the same images here.
     assert states["index_cluster"] == "Reused" and states["train_student"] == "Completed"
-    keys = {artifact["key"] for artifact in served.prefect.of_flow_run("artifacts", run)}
-    assert {"train-student-result", "train-student-progress"} <= keys
+    artifacts = {one["key"]: one for one in served.prefect.of_flow_run("artifacts", run)}
+    assert {"train-student-result", "train-student-progress", "train-student-metrics"} <= set(artifacts)
+    assert " steps/s, 0:00:00 left" in artifacts["train-student-progress"]["description"]
     status = {one["name"]: one["status"] for one in served.mlflow_runs()}
     assert status["smoke"] == status["train_student"] == "FINISHED"
 
