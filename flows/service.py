@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import time
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -45,6 +46,7 @@ class Service:
 
     def start(self) -> None:
         """Start it; does not wait."""
+        self._sweep()
         with self.log_file.open("ab") as stream:
             self._process = subprocess.Popen(
                 self.command,
@@ -96,11 +98,15 @@ class Service:
         """End it and all that it started."""
         if self._process is None:
             return
-        for number, seconds in ((signal.SIGTERM, STOP_SECONDS), (signal.SIGKILL, 5.0)):
-            try:
-                os.killpg(self._process.pid, number)
-                self._process.wait(seconds)
-            except ProcessLookupError:
-                return
-            except subprocess.TimeoutExpired:
-                continue
+        # To it alone: what it started is its own to end, and what it leaves is swept up.
+        self._process.terminate()
+        with suppress(subprocess.TimeoutExpired):
+            self._process.wait(STOP_SECONDS)
+        self._sweep()
+
+    def _sweep(self) -> None:
+        """Kill what is left of it: a child that outlives its parent keeps the port."""
+        if self._process is not None:
+            with suppress(ProcessLookupError):
+                os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.wait()

@@ -24,8 +24,7 @@ def run_worker() -> int:
         *(sys.executable, "-m", "prefect", "worker", "start", "--pool", POOL, "--name", socket.gethostname()),
         *("--install-policy", "never", "--no-create-pool-if-not-found", "--with-healthcheck"),
     ]
-    # In a session of its own: told to stop, a worker leaves its runs alone, and they would go on without it.
-    worker = psutil.Popen(command, start_new_session=True)
+    worker = psutil.Popen(command)
     signal.signal(signal.SIGTERM, _stop)
     try:
         return int(worker.wait())
@@ -39,7 +38,7 @@ def _stop(number: int, _frame: Any) -> NoReturn:
 
 
 def _stop_runs(worker: psutil.Popen) -> None:
-    """Each run is a child of the worker, and a leader of its own session."""
+    """Told to stop, a worker leaves its runs alone, each in a session of its own: they would go on without it."""
     try:
         runs = worker.children()
     except psutil.NoSuchProcess:

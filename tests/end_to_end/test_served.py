@@ -97,18 +97,22 @@ def test_a_killed_run_goes_on_by_itself(served: Served) -> None:
 
 
 def test_what_dies_is_started_again(served: Served) -> None:
-    for pattern in (r"prefect worker start", r"mlflow server"):
-        before = pid_of(served.home, pattern)
-        assert before is not None
+    for pattern in (r"prefect worker start", r"-m flows\.worker", r"mlflow server"):
+        before = eventually(lambda p=pattern: pid_of(served.home, p), what=pattern)
         os.kill(before, signal.SIGKILL)
         eventually(lambda p=pattern, b=before: (pid_of(served.home, p) or b) != b, what=f"another {pattern}")
     run = served.ended(served.start("verify", "verify", {"recipe": "smoke"}))
     assert run["state_type"] == "COMPLETED"
 
 
-def test_it_stops_cleanly(served: Served) -> None:
+def test_it_stops_cleanly_and_its_run_keeps_a_checkpoint(served: Served) -> None:
+    changes = ["seed=4", f"train_pretext.epochs={STEPS}"]
+    run = served.start("knowledge-transfer", "pipeline", request(only=list(ROAD), changes=changes))
+    eventually(lambda: _percent(served, run) > 5, what="some training")
     assert served.stop() == 128 + signal.SIGTERM
     assert processes_of(served.home) == []
+    kept = [work for work in (served.home / "store" / "work").iterdir() if any(work.glob("state/*checkpoint*"))]
+    assert len(kept) == 1
 
 
 def _percent(served: Served, run: str) -> float:
