@@ -59,10 +59,12 @@ def local_server(runtime: Runtime, *, port: int | None = None) -> Iterator[str]:
 
 
 def restart_if_dead(runtime: Runtime, *, port: int) -> bool:
-    """Start the server again if it does not answer; gives whether it had to be. To be called inside `local_server`."""
+    """Start the server again if its process is gone; gives whether it was. To be called inside `local_server`."""
     folder = runtime.home.absolute() / "prefect"
     with _turn(folder):
-        if _running(folder):
+        pid = _pid(folder)
+        # One that answers late is busy: to stop it would not help.
+        if pid is not None and _is_prefect(pid):
             return False
         _start(folder, port)
         return True
@@ -154,10 +156,17 @@ def free_port() -> int:
         return port
 
 
-def _stop(folder: Path) -> None:
+def _pid(folder: Path) -> int | None:
+    """The process of the server, if one was started."""
     try:
-        pid = int(json.loads((folder / "server.json").read_text())["pid"])
+        return int(json.loads((folder / "server.json").read_text())["pid"])
     except (FileNotFoundError, ValueError):
+        return None
+
+
+def _stop(folder: Path) -> None:
+    pid = _pid(folder)
+    if pid is None:
         return
     if _is_prefect(pid):
         _signal_group(pid, signal.SIGTERM)

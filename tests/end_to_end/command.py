@@ -176,8 +176,7 @@ class PrefectApi(NamedTuple):
             data=json.dumps(criteria).encode(),
             headers={"Content-Type": "application/json"},
         )
-        with urllib.request.urlopen(request, timeout=PATIENCE_SECONDS) as response:
-            found: list[dict[str, Any]] = json.load(response)
+        found: list[dict[str, Any]] = answer_of(request)
         return found
 
     def flow_runs(self, name: str) -> list[dict[str, Any]]:
@@ -198,6 +197,24 @@ class PrefectApi(NamedTuple):
         runs = {"name": {"any_": [recipe]}}
         key = {"key": {"any_": [f"{step}-progress".replace("_", "-")]}}
         return next(iter(self.ask("artifacts", flow_runs=runs, artifacts=key, sort="CREATED_DESC")), None)
+
+
+def answer_of(request: urllib.request.Request) -> Any:
+    """The JSON that a server answers; one that is starting, or too busy (503), is asked again."""
+
+    def attempt() -> bytes | None:
+        try:
+            with urllib.request.urlopen(request, timeout=PATIENCE_SECONDS) as response:
+                answer: bytes = response.read()
+                return answer or b"null"
+        except urllib.error.HTTPError as error:
+            if error.code != 503:
+                raise
+        except urllib.error.URLError:
+            pass
+        return None
+
+    return json.loads(eventually(attempt, what=f"an answer to {request.full_url}"))
 
 
 def answers(url: str) -> bool:

@@ -11,7 +11,7 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
-from tests.end_to_end.command import SCRIPT, PrefectApi, environment, eventually, processes_of
+from tests.end_to_end.command import SCRIPT, PrefectApi, answer_of, environment, eventually, processes_of
 
 ENDED = ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
 
@@ -53,16 +53,13 @@ class Served:
     def post(self, path: str, body: dict[str, Any]) -> Any:
         """Ask the Prefect server for something."""
         data, headers = json.dumps(body).encode(), {"Content-Type": "application/json"}
-        with urllib.request.urlopen(urllib.request.Request(f"{self.prefect.url}/{path}", data, headers)) as answer:
-            return json.load(answer)
+        return answer_of(urllib.request.Request(f"{self.prefect.url}/{path}", data, headers))
 
     def get(self, path: str) -> Any:
-        with urllib.request.urlopen(f"{self.prefect.url}/{path}") as answer:
-            return json.load(answer)
+        return answer_of(urllib.request.Request(f"{self.prefect.url}/{path}"))
 
     def delete(self, path: str) -> None:
-        request = urllib.request.Request(f"{self.prefect.url}/{path}", method="DELETE")
-        urllib.request.urlopen(request).close()
+        answer_of(urllib.request.Request(f"{self.prefect.url}/{path}", method="DELETE"))
 
     def start(self, flow: str, deployment: str, parameters: dict[str, Any]) -> str:
         """Start a run of a deployment, as the button in the interface does; gives its id."""
@@ -88,15 +85,14 @@ class Served:
     def metric_steps(self, run: dict[str, Any], metric: str) -> list[int]:
         """The steps at which MLflow holds a metric."""
         url = f"{self.mlflow}/api/2.0/mlflow/metrics/get-history?run_id={run['id']}&metric_key={metric}"
-        with urllib.request.urlopen(url) as answer:
-            return [int(row.get("step", 0)) for row in json.load(answer).get("metrics", [])]
+        rows = answer_of(urllib.request.Request(url)).get("metrics", [])
+        return [int(row.get("step", 0)) for row in rows]
 
     def _mlflow(self, path: str, **body: Any) -> Any:
         request = urllib.request.Request(
             f"{self.mlflow}/api/2.0/mlflow/{path}", json.dumps(body).encode(), {"Content-Type": "application/json"}
         )
-        with urllib.request.urlopen(request) as answer:
-            return json.load(answer)
+        return answer_of(request)
 
 
 def processes(home: Path) -> list[tuple[int, str]]:

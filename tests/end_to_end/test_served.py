@@ -68,7 +68,7 @@ def test_a_step_takes_the_input_that_it_is_given(served: Served) -> None:
 
 def test_a_schedule_starts_runs(served: Served) -> None:
     deployment = served.get("deployments/name/verify/verify")
-    schedules = [{"schedule": {"interval": 5}, "active": True, "parameters": {"recipe": "smoke"}}]
+    schedules = [{"schedule": {"interval": 20}, "active": True, "parameters": {"recipe": "smoke"}}]
     made = served.post(f"deployments/{deployment['id']}/schedules", schedules)
     completed = {
         "deployments": {"id": {"any_": [deployment["id"]]}},
@@ -97,7 +97,7 @@ def test_a_killed_run_goes_on_by_itself(served: Served) -> None:
 
 
 def test_what_dies_is_started_again(served: Served) -> None:
-    for pattern in (r"prefect worker start", r"-m flows\.worker", r"mlflow server"):
+    for pattern in (r"prefect worker start", r"-m flows\.worker", r"mlflow server", r"prefect server"):
         before = eventually(lambda p=pattern: pid_of(served.home, p), what=pattern)
         os.kill(before, signal.SIGKILL)
         eventually(lambda p=pattern, b=before: (pid_of(served.home, p) or b) != b, what=f"another {pattern}")
