@@ -23,9 +23,15 @@ import tempfile
 import threading
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel
+
+    from storage.artifact import Artifact
+    from tasks.stage import Stage
 
 TIMES = 20
 LIMIT = 1.10
@@ -68,7 +74,7 @@ def run_stages(place: Path, home: Path) -> None:
     runtime = Runtime.load(data={"pictures": place}, home=home, device="cpu")
     context = Context(runtime, Store(runtime.store_root), NoRecorder(), Silent())
 
-    def run(stage, config, **inputs):  # type: ignore[no-untyped-def]
+    def run(stage: Stage[Any, Any], config: BaseModel, **inputs: Artifact) -> Any:
         print(stage.name, flush=True)
         return run_stage(stage, config, inputs=inputs, context=context).artifact
 

@@ -118,12 +118,13 @@ def status(recipe: RecipeName, changes: Set = None, data: Data = None) -> None:
 def report(recipe: RecipeName, changes: Set = None, data: Data = None) -> None:
     """Print the path of a recipe's report."""
     from flows.pipeline import RunRequest, open_pipeline
+    from storage.reports import Report
 
     request = RunRequest(recipe=recipe, changes=tuple(changes or ()), data=_places(data))
     step = open_pipeline(request, runtime=_runtime(data)).plan().steps["write_report"]
-    if step.artifact is None:
+    if not isinstance(step.artifact, Report):
         _fail(f"the report of {recipe} must be written first ({step.state}: {step.reason}); run: graft run {recipe}")
-    typer.echo(step.artifact.page)  # type: ignore[attr-defined]
+    typer.echo(step.artifact.page)
 
 
 @app.command()

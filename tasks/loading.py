@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from multiprocessing import get_context
 from multiprocessing.context import ForkServerContext
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -83,8 +83,9 @@ def batches(
         seed=seed,
     )
     device = torch.device(runtime.torch_device)
-    loader: DataLoader[Batch] = DataLoader(
-        rows,  # type: ignore[arg-type]  # places are its indices
+    # Any: places are its indices, and batches, not rows, are what it gives.
+    loader: DataLoader[Any] = DataLoader(
+        rows,
         batch_sampler=places,
         collate_fn=_collate,
         num_workers=runtime.workers,

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Generator
 from pathlib import Path
 
 import pytest
 
 
-@pytest.hookimpl(hookwrapper=True)
-def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]):  # type: ignore[no-untyped-def]
-    outcome = yield
-    report = outcome.get_result()
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
     if report.skipped and os.environ.get("CI") == "true" and item.get_closest_marker("gpu") is None:
         report.outcome = "failed"
         report.longrepr = f"{item.nodeid} was skipped; in CI only tests marked gpu may be: {report.longrepr}"
+    return report
 
 
 @pytest.fixture(autouse=True)

@@ -8,6 +8,7 @@ import copy
 import importlib
 import inspect
 import pkgutil
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import ClassVar, NotRequired, TypedDict
@@ -108,7 +109,7 @@ class Context(TypedDict):
     vocabulary: NotRequired[Tensor | None]
 
 
-class PretextMethod(nn.Module):
+class PretextMethod(nn.Module, ABC):
     """Base of every method. All that must survive a kill is in its `state_dict`.
 
     Args:
@@ -159,6 +160,7 @@ class PretextMethod(nn.Module):
                 "or choose another method."
             )
 
+    @abstractmethod
     def views(self, image: Tensor, draw: Draw) -> dict[str, Tensor]:
         """Say what the method looks at; runs in a worker process, on one image, without the weights.
 
@@ -169,8 +171,8 @@ class PretextMethod(nn.Module):
             Views by name, uint8 pixels (normalised on the device, in `loss`) or an int64 target. The shapes
             depend on the config alone.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def loss(self, batch: Batch, progress: float) -> Output:
         """Say what the method learns.
 
@@ -178,7 +180,6 @@ class PretextMethod(nn.Module):
             batch: on the device of the method.
             progress: share of the training that is done, in [0, 1).
         """
-        raise NotImplementedError
 
     def parameter_groups(self) -> dict[str, list[ParameterGroup]]:
         """Say which objective moves which parameters; by default "main" moves all that need a gradient."""

@@ -32,7 +32,7 @@ OLDEST, NEWEST = "1.31", "1.37"
 def rendered(**values: Any) -> KubernetesWorkerJobConfiguration:
     """What the worker makes of the template for a flow run."""
     configuration = asyncio.run(
-        KubernetesWorkerJobConfiguration.from_template_and_values(TEMPLATE, values, client=object())  # type: ignore[arg-type]
+        KubernetesWorkerJobConfiguration.from_template_and_values(TEMPLATE, values, client=object())
     )
     configuration.prepare_for_flow_run(FlowRun(id=uuid4(), name="Clever Mole", flow_id=uuid4()))
     return configuration

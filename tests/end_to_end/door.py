@@ -55,7 +55,7 @@ class Door:
         def write(self: Folder, name: str, data: bytes | memoryview) -> FileRecord:
             return door.write(self, name, data)
 
-        Folder.write = write  # type: ignore[method-assign]
+        Folder.write = write
         step = loop._step
 
         def counted(*args: Any, **kwargs: Any) -> Any:

@@ -120,7 +120,7 @@ def test_only_a_finished_run_keeps_rows_past_its_checkpoint(folder: Folder, stat
             outbox.release(outbox.commit())
         if step == 2:
             outbox.commit()
-    outbox.finish(status)  # type: ignore[arg-type]
+    outbox.finish(status)
     assert [row[2] for row in sent(Outbox(folder))] == steps
 
 
