@@ -106,12 +106,17 @@ def _run_flow(request: Any, reporter: TerminalReporter) -> None:
 
 
 @app.command()
-def status(recipe: RecipeName, changes: Set = None, data: Data = None) -> None:
+def status(
+    recipe: RecipeName,
+    changes: Set = None,
+    data: Data = None,
+    keys: Annotated[bool, typer.Option("--keys", help="Show the keys of artifacts, for --use.")] = False,
+) -> None:
     """Say of each step whether it is done, and if not, why."""
     from flows.pipeline import RunRequest, open_pipeline
 
     request = RunRequest(recipe=recipe, changes=tuple(changes or ()), data=_places(data))
-    print_status(console, open_pipeline(request, runtime=_runtime(data)).plan().steps)
+    print_status(console, open_pipeline(request, runtime=_runtime(data)).plan().steps, keys=keys)
 
 
 @app.command()

@@ -69,14 +69,15 @@ class TerminalReporter:
         self.say(f"[{self._done:>2}/{self._total}] {step}: {how}".replace("[", "\\[", 1))
 
 
-def print_status(console: Console, steps: Mapping[str, StepStatus]) -> None:
-    """A table of what is known of each step."""
+def print_status(console: Console, steps: Mapping[str, StepStatus], *, keys: bool = False) -> None:
+    """A table of what is known of each step; with `keys` also the key of its artifact."""
     table = Table(box=None, pad_edge=False)
-    for column in ("step", "state", "done", "why"):
+    for column in ("step", "state", "done", "why", *(["key"] if keys else [])):
         table.add_column(column, overflow="fold")
     for name, step in steps.items():
         percent = "" if step.percent is None else f"{step.percent:.0f} %"
-        table.add_row(name, f"[{COLOURS[step.state]}]{step.state}[/]", percent, step.reason)
+        key = [step.artifact.key if step.artifact else ""] if keys else []
+        table.add_row(name, f"[{COLOURS[step.state]}]{step.state}[/]", percent, step.reason, *key)
     console.print(table)
 
 

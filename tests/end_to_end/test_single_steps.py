@@ -119,3 +119,19 @@ def test_a_report_that_is_not_written_is_an_error(smoke_home: Path, warm: WarmGr
     assert (missing.code, missing.stdout) == (1, "")
     assert "must be written first" in missing.stderr
     assert missing.stderr.count("\n") == 1
+
+
+def test_an_artifact_is_used_instead_of_a_steps_own(home: Path, warm: WarmGraft) -> None:
+    env = environment(home)
+    assert warm("run", RECIPE, "--only", "cluster_features", *SIX, ALONE, env=env).code == 0
+    shown = status_lines(warm("status", RECIPE, "--keys", *SIX, env=env))
+    assert shown["cluster_features"] == ["done", keys_of_steps(home)["cluster_features"]]
+    given = ("--use", f"cluster_features={shown['cluster_features'][1]}")
+    result = warm("run", RECIPE, "--only", "assign_labels", *given, ALONE, env=env)
+    assert (result.code, result.computed) == (0, ["assign_labels"])
+
+
+def test_an_artifact_that_is_not_there_cannot_be_used(smoke_home: Path, warm: WarmGraft) -> None:
+    result = warm("run", RECIPE, "--use", f"cluster_features={'0' * 64}", ALONE, env=environment(smoke_home))
+    assert result.code == 1 and len(result.stderr.splitlines()) == 1
+    assert "must name an artifact that is there" in result.stderr and "leave --use out" in result.stderr
