@@ -46,6 +46,8 @@ def recover_run(flow_run_id: UUID) -> str:
         attempt = _attempt(crashed)
         if crashed.state is None or not crashed.state.is_crashed():
             return _say(f"{crashed.name} is not crashed: {crashed.state_name}")
+        if any(state.is_cancelling() for state in client.read_flow_run_states(flow_run_id)):
+            return _say(f"{crashed.name} was cancelled and is not run again")
         if crashed.deployment_id is None:
             return _say(f"{crashed.name} was started on a command line; run it there again to go on")
         if attempt >= ATTEMPTS:

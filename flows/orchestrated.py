@@ -6,8 +6,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from prefect import flow, runtime
+from prefect import flow, get_client, runtime
+from prefect.client.schemas.objects import State
+from prefect.exceptions import TerminationSignal
 from prefect.flows import Flow
+from prefect.states import Cancelled
 
 from flows.pipeline import RunRequest, open_pipeline
 from tasks.orchestration import ProgressArtifacts, as_task
@@ -23,18 +26,31 @@ def build_flow(
     reporter: Reporter,
     on_start: Callable[[str], None] = lambda step: None,
     on_done: Callable[[str, StageResult[Any]], None] = lambda step, result: None,
-) -> Flow[[RunRequest], None]:
+) -> Flow[[RunRequest], State[None] | None]:
     """The flow, telling its progress to `reporter` as well as to Prefect."""
 
     @flow(name="knowledge-transfer", flow_run_name=_run_name, persist_result=False)
-    def knowledge_transfer_run(request: RunRequest) -> None:
+    def knowledge_transfer_run(request: RunRequest) -> State[None] | None:
         """Run a recipe: what is there is reused, what was begun is resumed, the rest is computed."""
         several = Several((reporter, ProgressArtifacts()))
-        open_pipeline(request, runtime=Runtime.load(data=request.data), reporter=several).run(
-            around=as_task, on_start=on_start, on_done=on_done
-        )
+        pipeline = open_pipeline(request, runtime=Runtime.load(data=request.data), reporter=several)
+        try:
+            pipeline.run(around=as_task, on_start=on_start, on_done=on_done)
+        except TerminationSignal:
+            # Prefect tells a cancelled run from a crash by its own signal handler, and a training puts one before it.
+            if not _is_being_cancelled():
+                raise
+            return Cancelled(message="Cancelled. What was committed is kept: the same run, started again, goes on")
+        return None
 
     return knowledge_transfer_run
+
+
+def _is_being_cancelled() -> bool:
+    """Whether somebody asked Prefect to cancel this run."""
+    with get_client(sync_client=True) as client:
+        state = client.read_flow_run(runtime.flow_run.id).state
+    return state is not None and state.is_cancelling()
 
 
 def _run_name() -> str:

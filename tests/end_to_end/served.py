@@ -16,6 +16,11 @@ from tests.end_to_end.command import SCRIPT, PrefectApi, answer_of, environment,
 ENDED = ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
 
 
+def request(**changes: Any) -> dict[str, Any]:
+    """The parameters of a deployment that runs the smoke recipe."""
+    return {"request": {"recipe": "smoke", **changes}}
+
+
 class Served:
     """A `graft serve` in a process of its own, with a home of its own."""
 
@@ -47,6 +52,7 @@ class Served:
 
     def kill_what_is_left(self) -> None:
         """After a test that failed."""
+        self._process.kill()
         for pid, _ in processes(self.home):
             os.kill(pid, signal.SIGKILL)
 
@@ -61,10 +67,10 @@ class Served:
     def delete(self, path: str) -> None:
         answer_of(urllib.request.Request(f"{self.prefect.url}/{path}", method="DELETE"))
 
-    def start(self, flow: str, deployment: str, parameters: dict[str, Any]) -> str:
+    def start(self, flow: str, deployment: str, parameters: dict[str, Any], **more: Any) -> str:
         """Start a run of a deployment, as the button in the interface does; gives its id."""
         known = self.get(f"deployments/name/{flow}/{deployment}")
-        run: str = self.post(f"deployments/{known['id']}/create_flow_run", {"parameters": parameters})["id"]
+        run: str = self.post(f"deployments/{known['id']}/create_flow_run", {"parameters": parameters, **more})["id"]
         return run
 
     def ended(self, run: str) -> dict[str, Any]:
@@ -75,6 +81,34 @@ class Served:
             return found if found["state_type"] in ENDED else None
 
         return eventually(look, what=f"the end of the flow run {run}")
+
+    def percent(self, run: str, step: str) -> float:
+        """How far a step of a flow run is, by its progress in Prefect."""
+        key = f"{step}-progress".replace("_", "-")
+        artifacts = self.prefect.of_flow_run("artifacts", {"id": run})
+        return max((one["data"] for one in artifacts if one["key"] == key), default=0.0)
+
+    def taken_up(self, crashed: str) -> dict[str, Any] | None:
+        """The flow run that goes on for one that crashed: the second attempt with its parameters."""
+        parameters = self.get(f"flow_runs/{crashed}")["parameters"]
+        return next((run for run in self.tagged("again:2") if run["parameters"] == parameters), None)
+
+    def tagged(self, tag: str) -> list[dict[str, Any]]:
+        """The flow runs that bear a tag."""
+        return self.prefect.ask("flow_runs", flow_runs={"tags": {"all_": [tag]}})
+
+    def kill(self, *patterns: str) -> None:
+        """Kill the processes whose command lines match, those that were started first before what they started."""
+        pids = [eventually(lambda p=pattern: pid_of(self.home, p), what=pattern) for pattern in patterns]
+        for pid in pids:
+            os.kill(pid, signal.SIGKILL)
+
+    def freeze(self) -> None:
+        """Let the command stand still: what dies now stays away until it is let go on."""
+        self._process.send_signal(signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        self._process.send_signal(signal.SIGCONT)
 
     def mlflow_runs(self) -> list[dict[str, Any]]:
         """All runs that MLflow knows: name, status, and for each metric its steps."""

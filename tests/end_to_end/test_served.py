@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import signal
 from collections.abc import Iterator
-from typing import Any
 
 import pytest
 
 from flows.local_server import free_port
 from tests.end_to_end.command import ROAD, eventually, processes_of
-from tests.end_to_end.served import Served, pid_of
+from tests.end_to_end.served import Served, request
 
 # Not the recipe's own, so that it can be told how long it trains.
 STEPS = 400
@@ -23,10 +21,6 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     serving = Served(folder / "home", prefect_port=free_port(), mlflow_port=free_port(), checkpoint_seconds=1)
     yield serving
     serving.kill_what_is_left()
-
-
-def request(**changes: Any) -> dict[str, Any]:
-    return {"request": {"recipe": "smoke", **changes}}
 
 
 def test_a_deployment_runs_the_road_and_both_servers_tell_of_it(served: Served) -> None:
@@ -78,48 +72,11 @@ def test_a_schedule_starts_runs(served: Served) -> None:
     served.delete(f"deployments/{deployment['id']}/schedules/{made[0]['id']}")
 
 
-def test_a_killed_run_goes_on_by_itself(served: Served) -> None:
-    changes = ["seed=3", f"train_pretext.epochs={STEPS}"]
-    first = served.start("knowledge-transfer", "pipeline", request(only=list(ROAD), changes=changes))
-    eventually(lambda: _percent(served, first) > 10, what="some training")
-    process = eventually(lambda: pid_of(served.home, r"-m prefect\.engine"), what="the process of the run")
-    os.kill(process, signal.SIGKILL)
-    assert served.ended(first)["state_type"] == "CRASHED"
-    again = eventually(lambda: _again(served), what="another attempt")
-    assert served.ended(again["id"])["state_type"] == "COMPLETED"
-    teachers = [one for one in served.mlflow_runs() if one["name"] == "train_pretext"]
-    teacher = max(teachers, key=lambda one: int(one["start_time"]))
-    steps = served.metric_steps(teacher, "lr")
-    # One MLflow run for both attempts; no step twice, and none missing.
-    assert teacher["status"] == "FINISHED" and steps == sorted(set(steps)) and steps[-1] >= STEPS
-    pipelines = sorted(one["status"] for one in served.mlflow_runs() if one["name"] == "smoke")
-    assert "KILLED" in pipelines and "RUNNING" not in pipelines
-
-
-def test_what_dies_is_started_again(served: Served) -> None:
-    for pattern in (r"prefect worker start", r"-m flows\.worker", r"mlflow server", r"prefect server"):
-        before = eventually(lambda p=pattern: pid_of(served.home, p), what=pattern)
-        os.kill(before, signal.SIGKILL)
-        eventually(lambda p=pattern, b=before: (pid_of(served.home, p) or b) != b, what=f"another {pattern}")
-    run = served.ended(served.start("verify", "verify", {"recipe": "smoke"}))
-    assert run["state_type"] == "COMPLETED"
-
-
 def test_it_stops_cleanly_and_its_run_keeps_a_checkpoint(served: Served) -> None:
     changes = ["seed=4", f"train_pretext.epochs={STEPS}"]
     run = served.start("knowledge-transfer", "pipeline", request(only=list(ROAD), changes=changes))
-    eventually(lambda: _percent(served, run) > 5, what="some training")
+    eventually(lambda: served.percent(run, "train_pretext") > 5, what="some training")
     assert served.stop() == 128 + signal.SIGTERM
     assert processes_of(served.home) == []
     kept = [work for work in (served.home / "store" / "work").iterdir() if any(work.glob("state/*checkpoint*"))]
     assert len(kept) == 1
-
-
-def _percent(served: Served, run: str) -> float:
-    artifacts = served.prefect.of_flow_run("artifacts", {"id": run})
-    return max((one["data"] for one in artifacts if one["key"] == "train-pretext-progress"), default=0.0)
-
-
-def _again(served: Served) -> dict[str, Any] | None:
-    runs = served.prefect.ask("flow_runs", flow_runs={"tags": {"all_": ["again:2"]}})
-    return runs[0] if runs else None
