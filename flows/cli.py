@@ -89,8 +89,7 @@ def _run_orchestrated(request: Any, runtime: Any, reporter: TerminalReporter) ->
     if runtime.prefect_api_url:
         _run_flow(request, reporter)
         return
-    reporter.say("starting the local Prefect server")
-    with local_server(runtime) as url:
+    with local_server(runtime, on_start=lambda: reporter.say("starting the local Prefect server")) as url:
         os.environ["PREFECT_API_URL"] = url
         reporter.say(f"Prefect: {url.removesuffix('/api')} (while this runs)")
         _run_flow(request, reporter)

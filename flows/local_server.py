@@ -16,7 +16,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -33,11 +33,14 @@ class ServerFailed(RuntimeError):
 
 
 @contextmanager
-def local_server(runtime: Runtime, *, port: int | None = None) -> Iterator[str]:
+def local_server(
+    runtime: Runtime, *, port: int | None = None, on_start: Callable[[], None] = lambda: None
+) -> Iterator[str]:
     """A block in which a local Prefect server runs; gives its API's address.
 
     Args:
         port: where it listens, if it is not there yet; a free port by default.
+        on_start: is called when it is not there yet, which takes a while.
     Raises:
         ServerFailed: it does not start.
     """
@@ -48,7 +51,10 @@ def local_server(runtime: Runtime, *, port: int | None = None) -> Iterator[str]:
     with users:
         with _turn(folder):
             fcntl.flock(users, fcntl.LOCK_SH)
-            url = _running(folder) or _start(folder, port)
+            url = _running(folder)
+            if url is None:
+                on_start()
+                url = _start(folder, port)
         try:
             yield url
         finally:
