@@ -114,7 +114,9 @@ def _mlflow(runtime: Runtime, *, port: int, log_file: Path) -> Service:
     home = runtime.home.absolute()
     command = [
         *(sys.executable, "-m", "mlflow", "server", "--host", HOST, "--port", str(port), "--workers", "1"),
-        *("--backend-store-uri", runtime.mlflow_uri, "--artifacts-destination", str(home / "mlflow-artifacts")),
+        *("--backend-store-uri", runtime.mlflow_uri),
+        # A folder, not an address of this server: so a command without it writes to the same experiments.
+        *("--no-serve-artifacts", "--default-artifact-root", (home / "mlflow-artifacts").as_uri()),
     ]
     variables = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
     return Service("the MLflow server", command, variables, log_file, healthy=f"http://{HOST}:{port}/health")
