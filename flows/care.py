@@ -29,12 +29,12 @@ def verify_run(recipe: RecipeName) -> str:
     Raises:
         Damaged: some are damaged; says how to make them anew.
     """
-    checked, unmade, wrong = open_pipeline(RunRequest(recipe=recipe), runtime=Runtime.load()).verify()
-    if wrong:
-        problems = "; ".join(f"{step}: {reason}" for step, reason in wrong.items())
-        force = " ".join(f"--force {step}" for step in wrong)
+    verified = open_pipeline(RunRequest(recipe=recipe), runtime=Runtime.load()).verify()
+    if verified.wrong:
+        problems = "; ".join(f"{step}: {reason}" for step, reason in verified.wrong.items())
+        force = " ".join(f"--force {step}" for step in verified.wrong)
         raise Damaged(f"artifacts must hold the bytes that were written; {problems}. Run: graft run {recipe} {force}")
-    return f"{checked} artifacts are intact, {unmade} are not made yet"
+    return str(verified)
 
 
 @flow(name="recover", flow_run_name="recover {flow_run_id}", persist_result=False)

@@ -68,7 +68,7 @@ def run(
     pipeline = open_pipeline(request, runtime=runtime, record=orchestrator)
     planner = pipeline.plan()
     if not all_done(planner.steps, request.selection):
-        with TerminalReporter(console, total_steps=sum(map(request.selection.wants, planner.steps))) as reporter:
+        with TerminalReporter(console, total_steps=planner.num_to_run) as reporter:
             if orchestrator:
                 _run_orchestrated(request, runtime, reporter)
             else:
@@ -78,6 +78,7 @@ def run(
         planner = pipeline.plan()
     else:
         pipeline.settle()
+        pipeline.note_use(planner)
         if console.is_terminal:
             console.print("Everything is there; nothing was computed.")
     print_result(console, planner.steps)
@@ -138,14 +139,14 @@ def verify(recipe: RecipeName, changes: Set = None, data: Data = None) -> None:
     from flows.pipeline import RunRequest, open_pipeline
 
     request = RunRequest(recipe=recipe, changes=tuple(changes or ()), data=_places(data))
-    checked, unmade, wrong = open_pipeline(request, runtime=_runtime(data)).verify()
-    for step, reason in wrong.items():
+    verified = open_pipeline(request, runtime=_runtime(data)).verify()
+    for step, reason in verified.wrong.items():
         errors.print("damaged", style="red", end=" ")
         errors.print(
             f"{step}: {reason}; graft run {recipe} --force {step}", soft_wrap=True, highlight=False, markup=False
         )
-    typer.echo(f"{checked - len(wrong)} of {checked} artifacts are intact; {unmade} are not made yet")
-    if wrong:
+    typer.echo(str(verified))
+    if verified.wrong:
         raise typer.Exit(1)
 
 

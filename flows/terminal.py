@@ -14,7 +14,14 @@ from rich.table import Table
 from flows.plan import StepStatus
 from storage.reports import Report
 
-COLOURS = {"done": "green", "partial": "yellow", "stale": "magenta", "missing": "red", "waits": "dim"}
+COLOURS = {
+    "done": "green",
+    "collected": "dim green",
+    "partial": "yellow",
+    "stale": "magenta",
+    "missing": "red",
+    "waits": "dim",
+}
 
 
 class TerminalReporter:

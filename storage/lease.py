@@ -98,6 +98,11 @@ class Lease:
             with self._guard():
                 self._require_mine()
 
+    def is_taken(self) -> bool:
+        """Whether a living process holds the lease now; only looks."""
+        holder = self._holder()
+        return holder is not None and not _is_dead(holder)
+
     @contextmanager
     def held(self) -> Iterator[None]:
         """A block in which no other process can take the lease: what commits goes in here.
