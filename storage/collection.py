@@ -120,6 +120,8 @@ class Collector:
 
     def _give_up(self, folder: Folder, marker: Marker, lease: Lease) -> bool:
         """Say that the data of a marker is collected; not if a run, or a pin, names it by now."""
+        if is_collected(folder, marker):
+            return True
         with lease.held():
             folder.write_json(COLLECTED, {"created": marker.created, "collected": datetime.now(UTC).isoformat()})
         if marker.key not in self._reached().recent:
@@ -154,7 +156,8 @@ class Collector:
 
     def _why_data(self, folder: Folder, marker: Marker, reached: Reached) -> str:
         if is_collected(folder, marker):
-            return "collected before, and not to the end"
+            # A run that names it may have begun to read before the collector that was killed said so.
+            return "" if marker.key in reached.live else "collected before, and not to the end"
         if marker.key in reached.recent or datetime.fromisoformat(marker.created) >= self._since:
             return ""
         return f"no run of the last {self._days:g} days and no pin names it"
