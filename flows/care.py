@@ -6,8 +6,10 @@ import logging
 from uuid import UUID
 
 from prefect import flow, get_client
+from prefect.artifacts import create_table_artifact
 from prefect.client.schemas.objects import FlowRun
 
+from flows.garbage import CollectRequest, collect
 from flows.pipeline import RunRequest, open_pipeline, settle
 from flows.recipe import RecipeName
 from tasks.runtime import Runtime
@@ -35,6 +37,14 @@ def verify_run(recipe: RecipeName) -> str:
         force = " ".join(f"--force {step}" for step in verified.wrong)
         raise Damaged(f"artifacts must hold the bytes that were written; {problems}. Run: graft run {recipe} {force}")
     return str(verified)
+
+
+@flow(name="collect-garbage", flow_run_name="collect garbage", persist_result=False)
+def collect_garbage_run(request: CollectRequest) -> str:
+    """List, or remove, what no run of a store needs; the list is an artifact of the run."""
+    done = collect(request, runtime=Runtime.load())
+    create_table_artifact(done.rows(), key="garbage", description=str(done))
+    return _say(str(done))
 
 
 @flow(name="recover", flow_run_name="recover {flow_run_id}", persist_result=False)

@@ -52,10 +52,12 @@ class Executor:
     _forced: set[str] = field(default_factory=set)
 
     def follow(self, flow: Callable[[Executor], Any]) -> None:
-        """Do what a flow says."""
+        """Do what a flow says. What it is for is needed: the artifact that it gives."""
         while True:
             try:
-                flow(self)
+                outcome = flow(self)
+                if isinstance(outcome, Collected) and self.selection.wants(outcome.step):
+                    self._with_data(outcome.step, outcome)
                 return
             except Remade as error:
                 log.warning("%s. What was made of it is made again", error)
@@ -85,7 +87,8 @@ class Executor:
         renewed = self.selection.renews(step) or self._is_below(inputs)
         # Two steps with one key are one computation, forced or not.
         force = renewed and look.key not in self._forced
-        if not force and look.key not in self._needed and (collected := self._collected(step, look, inputs)):
+        needed = force or look.key in self._needed or self.selection.names(step)
+        if not needed and (collected := self._collected(step, look, inputs)):
             self.history.note(step, look.key)
             self.context.recorder.reused(step, look.key)
             return collected

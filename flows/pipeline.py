@@ -94,7 +94,7 @@ class Pipeline:
             CannotRun: a step was named that the recipe does not have.
         """
         planner = Planner(self.context, self.history, self.request.selection)
-        knowledge_transfer(self.recipe, planner)
+        planner.follow(lambda run: knowledge_transfer(self.recipe, run))
         self.request.selection.require_known(planner.steps)
         return planner
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -115,13 +115,20 @@ class Planner:
             self.steps[step] = StepStatus(step, stage.name, "waits", None, f"for {', '.join(absent)}", None)
             return Absent(step)
         look = look_up(stage, config, inputs=named(inputs), runtime=self._context.runtime)
-        if collected := self._context.store.find_collected(stage.produces, look.key):
+        if artifact := self._context.store.find_collected(stage.produces, look.key):
             self.steps[step] = StepStatus(step, stage.name, "collected", None, NOT_NEEDED, None, look.key)
-            return Collected(step, collected, stage, config, inputs)
+            collected = Collected(step, artifact, stage, config, inputs)
+            if self._selection.names(step):
+                self._need({step: collected}, by="a run of it alone")
+            return collected
         status = self.steps[step] = self._status(step, look)
         if status.state != "done":
             self._need(inputs, by=step)
         return status.artifact or Absent(step)
+
+    def follow(self, flow: Callable[[Planner], Any]) -> None:
+        """Look at what a flow says. What it is for is needed: the artifact that it gives."""
+        self._need({"outcome": flow(self)}, by="who runs it")
 
     @property
     def complete(self) -> bool:
@@ -139,7 +146,7 @@ class Planner:
         return {step: status.key for step, status in self.steps.items() if status.key}
 
     def _need(self, inputs: Mapping[str, Any], *, by: str) -> None:
-        """What a step reads that is to be computed must be there: what was collected is to be made again."""
+        """What is read must be there: what was collected is to be made again, with all that it reads."""
         for given in inputs.values():
             if isinstance(given, Collected) and self.steps[given.step].state == "collected":
                 reason = f"collected, and {by} needs it"

@@ -87,6 +87,8 @@ class RunRecords:
             ) from error
 
     def remove(self, run: str) -> None:
+        """Remove the record of a run that has ended."""
+        self.lease(run).forget()
         self._folder.remove(f"{run}.json")
 
 
@@ -120,6 +122,7 @@ class OpenRun:
             log.warning("the end of the run could not be noted: %s", refused)
         finally:
             self._lease.__exit__(kind, error, trace)
+            self._lease.forget()
 
     def note(self, step: str, key: str) -> None:
         """Write down the key of a step; to be called before its artifact is looked for."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,6 @@ from flows.selection import CannotRun, Selection
 from storage.artifact import Artifact
 from storage.collection import Collector
 from storage.folder import Folder
-from storage.runs import OpenRun
 from storage.store import Store
 from tasks.recording import NoRecorder
 from tasks.reporting import Silent
@@ -90,7 +90,7 @@ class Road:
 
     def plan(self) -> Planner:
         planner = Planner(self.context, StepHistory(self.home / "recipes", "toy"))
-        self.flow(planner)
+        planner.follow(self.flow)
         return planner
 
     def collect(self, *steps: str) -> None:
@@ -135,9 +135,15 @@ def test_what_lies_below_is_found_without_it(road: Road) -> None:
     assert road.run() == [] and list(road.results) == ["report"] and road.text("report") == report
 
 
-def test_all_of_it_collected_is_nothing_to_do(road: Road) -> None:
+def test_what_the_flow_is_for_is_made_again_with_what_it_reads(road: Road) -> None:
+    report = road.text("report")
+    road.collect("report")
+    assert road.plan().steps["report"].reason == "collected, and who runs it needs it"
+    assert road.run() == ["report"]
     road.collect(*road.keys)
-    assert set(road.states().values()) == {"collected"} and road.run() == []
+    assert set(road.states().values()) == {"missing"}
+    assert road.run() == ["images", "teacher", "features", "labels", "probe", "report"]
+    assert road.text("report") == report and road.run() == []
 
 
 @pytest.mark.parametrize(
@@ -197,6 +203,9 @@ def test_a_forced_step_is_not_forced_twice_when_all_begins_anew(road: Road) -> N
 def test_a_step_alone_uses_what_is_there_and_names_what_was_collected(road: Road) -> None:
     road.collect("images", "teacher", "features")
     assert road.run(only={"labels"}) == []
+    road.collect("report")
+    assert road.run(only={"probe"}) == [], "what it does not name is not made again"
+    assert road.run(only={"report"}) == ["report"]
     road.settings["labels"] = "L"
     with pytest.raises(CannotRun, match=r"--only labels needs features, whose data was collected; .* --only features "):
         road.run(only={"labels"})
@@ -213,8 +222,25 @@ def test_forced_what_was_collected_is_made_again(road: Road) -> None:
     assert road.run(start={"features"}) == ["features", "labels", "report"]
 
 
-def test_a_run_names_every_key_before_it_looks(road: Road) -> None:
+def test_a_key_is_named_before_its_artifact_is_looked_for(road: Road) -> None:
+    """Or it could be collected in between."""
+    named: set[str] = set()
+    looked: list[str] = []
+
+    class Watching(Store):
+        def find(self, kind: Any, key: str) -> Any:
+            assert key in named
+            looked.append(key)
+            return super().find(kind, key)
+
+        def find_collected(self, kind: Any, key: str) -> Any:
+            assert key in named
+            return super().find_collected(kind, key)
+
     road.collect("features")
-    with OpenRun(road.store, "toy", road.keys):
-        collector = Collector(road.store, days=0, work_days=0)
-        assert collector.look() == []
+    road.settings["probe"] = "P"
+    context = replace(road.context, store=Watching(road.store.root))
+    for only in ({}, {"only": frozenset({"probe"})}):
+        history = StepHistory(road.home / "recipes", "toy")
+        Executor(context, history, Selection(**only), on_key=lambda step, key: named.add(key)).follow(road.flow)
+    assert len(named) == 6 and len(looked) > 6

@@ -56,7 +56,9 @@ def keep(store: Store, values: dict[str, Any]) -> Folder:
 def test_a_marker_of_a_newer_graft_is_refused_and_never_taken_for_damage(store: Store) -> None:
     """Taken for damage, it would be made again, and written over."""
     folder = keep(store, marker(schema_version=MARKER_SCHEMA + 1, shape="of tomorrow"))
-    message = rf"newer Graft \(schema {MARKER_SCHEMA + 1}; this one reads up to {MARKER_SCHEMA}\): upgrade, or use another"
+    message = (
+        rf"newer Graft \(schema {MARKER_SCHEMA + 1}; this one reads up to {MARKER_SCHEMA}\): upgrade, or use another"
+    )
     for look in (store.find, store.find_collected):
         folder.write_json("collected.json", {"created": ""})
         with pytest.raises(NewerArtifact, match=message):
@@ -67,9 +69,7 @@ def test_a_marker_of_a_newer_graft_is_refused_and_never_taken_for_damage(store: 
         store.marker(KEY)
 
 
-def test_a_marker_of_an_older_graft_goes_through_every_upgrade(
-    store: Store, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_marker_of_an_older_graft_goes_through_every_upgrade(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     def from_minus_one(values: dict[str, Any]) -> dict[str, Any]:
         seconds = values.pop("minutes") * 60
         return {**values, "schema_version": 0, "seconds": seconds}
