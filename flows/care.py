@@ -56,6 +56,8 @@ def recover_run(flow_run_id: UUID) -> str:
         attempt = _attempt(crashed)
         if crashed.state is None or not crashed.state.is_crashed():
             return _say(f"{crashed.name} is not crashed: {crashed.state_name}")
+        if crashed.parent_task_run_id is not None:
+            return _say(f"{crashed.name} is part of another run, and goes on with it")
         if crashed.deployment_id is None:
             return _say(f"{crashed.name} was started on a command line; run it there again to go on")
         if attempt >= ATTEMPTS:

@@ -11,7 +11,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 from rich.logging import RichHandler
 
-from flows import cli_care
+from flows import cli_care, cli_sweep
 from flows.cli_options import (
     Data,
     Orchestrator,
@@ -36,6 +36,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=True,
 )
+app.add_typer(cli_sweep.app)
 app.add_typer(cli_care.app)
 INTERRUPTED = 128 + signal.SIGINT
 # A wrong option; of click, or of typer's own copy of it, as typer's version has it.
