@@ -9,9 +9,11 @@ from prefect import flow, get_client
 from prefect.artifacts import create_table_artifact
 from prefect.client.schemas.objects import FlowRun
 
+from flows.automations import DATA_CHANGED, tell_of_new_data
 from flows.garbage import CollectRequest, collect
 from flows.pipeline import RunRequest, open_pipeline, settle
 from flows.recipe import RecipeName
+from flows.watch import look_at_data
 from tasks.runtime import Runtime
 
 log = logging.getLogger(__name__)
@@ -45,6 +47,24 @@ def collect_garbage_run(request: CollectRequest) -> str:
     done = collect(request, runtime=Runtime.load())
     create_table_artifact(done.rows(), key="garbage", description=str(done))
     return _say(str(done))
+
+
+@flow(name="watch-data", flow_run_name="watch data of {recipe}", persist_result=False)
+def watch_data_run(recipe: RecipeName) -> str:
+    """Look at the datasets of a recipe; new data that is the same in two looks is told to Prefect, once.
+
+    Raises:
+        DataUnreadable: a dataset cannot be looked at; nothing is started.
+    """
+    with get_client(sync_client=True) as client:
+        look = look_at_data(recipe, lambda change: tell_of_new_data(client, recipe, change), runtime=Runtime.load())
+    said = {
+        "first": f"the datasets of {recipe} are looked at for the first time: what they become is compared with this",
+        "same": f"the datasets of {recipe} are as they were",
+        "moving": f"the data of {', '.join(look.steps)} is new, and told of when the next look finds it the same",
+        "changed": f"the data of {', '.join(look.steps)} is new, and Prefect was told: {DATA_CHANGED}",
+    }
+    return _say(said[look.state])
 
 
 @flow(name="recover", flow_run_name="recover {flow_run_id}", persist_result=False)
