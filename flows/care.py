@@ -6,10 +6,14 @@ import logging
 from uuid import UUID
 
 from prefect import flow, get_client
+from prefect.artifacts import create_table_artifact
 from prefect.client.schemas.objects import FlowRun
 
+from flows.automations import DATA_CHANGED, tell_of_new_data
+from flows.garbage import CollectRequest, collect
 from flows.pipeline import RunRequest, open_pipeline, settle
 from flows.recipe import RecipeName
+from flows.watch import look_at_data
 from tasks.runtime import Runtime
 
 log = logging.getLogger(__name__)
@@ -29,12 +33,38 @@ def verify_run(recipe: RecipeName) -> str:
     Raises:
         Damaged: some are damaged; says how to make them anew.
     """
-    checked, unmade, wrong = open_pipeline(RunRequest(recipe=recipe), runtime=Runtime.load()).verify()
-    if wrong:
-        problems = "; ".join(f"{step}: {reason}" for step, reason in wrong.items())
-        force = " ".join(f"--force {step}" for step in wrong)
+    verified = open_pipeline(RunRequest(recipe=recipe), runtime=Runtime.load()).verify()
+    if verified.wrong:
+        problems = "; ".join(f"{step}: {reason}" for step, reason in verified.wrong.items())
+        force = " ".join(f"--force {step}" for step in verified.wrong)
         raise Damaged(f"artifacts must hold the bytes that were written; {problems}. Run: graft run {recipe} {force}")
-    return f"{checked} artifacts are intact, {unmade} are not made yet"
+    return str(verified)
+
+
+@flow(name="collect-garbage", flow_run_name="collect garbage", persist_result=False)
+def collect_garbage_run(request: CollectRequest) -> str:
+    """List, or remove, what no run of a store needs; the list is an artifact of the run."""
+    done = collect(request, runtime=Runtime.load())
+    create_table_artifact(done.rows(), key="garbage", description=str(done))
+    return _say(str(done))
+
+
+@flow(name="watch-data", flow_run_name="watch data of {recipe}", persist_result=False)
+def watch_data_run(recipe: RecipeName) -> str:
+    """Look at the datasets of a recipe; new data that is the same in two looks is told to Prefect, once.
+
+    Raises:
+        DataUnreadable: a dataset cannot be looked at; nothing is started.
+    """
+    with get_client(sync_client=True) as client:
+        look = look_at_data(recipe, lambda change: tell_of_new_data(client, recipe, change), runtime=Runtime.load())
+    said = {
+        "first": f"the datasets of {recipe} are looked at for the first time: what they become is compared with this",
+        "same": f"the datasets of {recipe} are as they were",
+        "moving": f"the data of {', '.join(look.steps)} is new, and told of when the next look finds it the same",
+        "changed": f"the data of {', '.join(look.steps)} is new, and Prefect was told: {DATA_CHANGED}",
+    }
+    return _say(said[look.state])
 
 
 @flow(name="recover", flow_run_name="recover {flow_run_id}", persist_result=False)
@@ -48,6 +78,8 @@ def recover_run(flow_run_id: UUID) -> str:
             return _say(f"{crashed.name} is not crashed: {crashed.state_name}")
         if any(state.is_cancelling() for state in client.read_flow_run_states(flow_run_id)):
             return _say(f"{crashed.name} was cancelled and is not run again")
+        if crashed.parent_task_run_id is not None:
+            return _say(f"{crashed.name} is part of another run, and goes on with it")
         if crashed.deployment_id is None:
             return _say(f"{crashed.name} was started on a command line; run it there again to go on")
         if attempt >= ATTEMPTS:

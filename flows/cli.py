@@ -6,16 +6,29 @@ import logging
 import os
 import signal
 import sys
-from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import typer
-from rich.console import Console
 from rich.logging import RichHandler
 
+from flows import cli_care, cli_sweep
+from flows.cli_options import (
+    Data,
+    Orchestrator,
+    RecipeName,
+    Set,
+    console,
+    errors,
+    fail,
+    pairs,
+    places,
+    prefect_server,
+    print_error,
+    say,
+    server_settings,
+    settings,
+)
 from flows.terminal import TerminalReporter, print_result, print_status
-
-# Vendors are imported where they are used: a run with nothing to do must not wait for them.
 
 app = typer.Typer(
     help="Move what a large self-supervised network has learnt into a small one.",
@@ -23,22 +36,18 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=True,
 )
-console = Console()
-errors = Console(stderr=True)
+app.add_typer(cli_sweep.app)
+app.add_typer(cli_care.app)
 INTERRUPTED = 128 + signal.SIGINT
 # A wrong option; of click, or of typer's own copy of it, as typer's version has it.
 UsageError: type[Exception] = typer.BadParameter.__mro__[1]
 
-RecipeName = Annotated[str, typer.Argument(help="A recipe that comes with Graft, or the path of a YAML file.")]
-Set = Annotated[list[str] | None, typer.Option("--set", help="Change a setting: STEP.key=value. May be repeated.")]
-Data = Annotated[list[str] | None, typer.Option("--data", help="Where a dataset lies: NAME=PATH. May be repeated.")]
 Only = Annotated[list[str] | None, typer.Option("--only", help="Compute this step alone. May be repeated.")]
 Start = Annotated[list[str] | None, typer.Option("--from", help="Compute this step and all below it anew.")]
 Force = Annotated[list[str] | None, typer.Option("--force", help="Compute this step anew.")]
 Use = Annotated[
     list[str] | None, typer.Option("--use", help="Take this artifact: STEP=KEY, or STEP=ID of an MLflow run.")
 ]
-Orchestrator = Annotated[bool, typer.Option(help="Run as a Prefect flow and record in MLflow.")]
 
 
 @app.command()
@@ -61,14 +70,14 @@ def run(
         only=frozenset(only or ()),
         start=frozenset(start or ()),
         force=frozenset(force or ()),
-        use=_pairs("--use", "STEP=KEY", use),
-        data=_places(data),
+        use=pairs("--use", "STEP=KEY", use),
+        data=places(data),
     )
-    runtime = _runtime(data)
+    runtime = settings(data)
     pipeline = open_pipeline(request, runtime=runtime, record=orchestrator)
     planner = pipeline.plan()
     if not all_done(planner.steps, request.selection):
-        with TerminalReporter(console, total_steps=sum(map(request.selection.wants, planner.steps))) as reporter:
+        with TerminalReporter(console, total_steps=planner.num_to_run) as reporter:
             if orchestrator:
                 _run_orchestrated(request, runtime, reporter)
             else:
@@ -78,20 +87,14 @@ def run(
         planner = pipeline.plan()
     else:
         pipeline.settle()
+        pipeline.note_use(planner)
         if console.is_terminal:
             console.print("Everything is there; nothing was computed.")
     print_result(console, planner.steps)
 
 
 def _run_orchestrated(request: Any, runtime: Any, reporter: TerminalReporter) -> None:
-    from flows.local_server import local_server
-
-    if runtime.prefect_api_url:
-        _run_flow(request, reporter)
-        return
-    with local_server(runtime, on_start=lambda: reporter.say("starting the local Prefect server")) as url:
-        os.environ["PREFECT_API_URL"] = url
-        reporter.say(f"Prefect: {url.removesuffix('/api')} (while this runs)")
+    with prefect_server(runtime, say=reporter.say):
         _run_flow(request, reporter)
 
 
@@ -114,8 +117,8 @@ def status(
     """Say of each step whether it is done, and if not, why."""
     from flows.pipeline import RunRequest, open_pipeline
 
-    request = RunRequest(recipe=recipe, changes=tuple(changes or ()), data=_places(data))
-    print_status(console, open_pipeline(request, runtime=_runtime(data)).plan().steps, keys=keys)
+    request = RunRequest(recipe=recipe, changes=tuple(changes or ()), data=places(data))
+    print_status(console, open_pipeline(request, runtime=settings(data)).plan().steps, keys=keys)
 
 
 @app.command()
@@ -124,10 +127,10 @@ def report(recipe: RecipeName, changes: Set = None, data: Data = None) -> None:
     from flows.pipeline import RunRequest, open_pipeline
     from storage.reports import Report
 
-    request = RunRequest(recipe=recipe, changes=tuple(changes or ()), data=_places(data))
-    step = open_pipeline(request, runtime=_runtime(data)).plan().steps["write_report"]
+    request = RunRequest(recipe=recipe, changes=tuple(changes or ()), data=places(data))
+    step = open_pipeline(request, runtime=settings(data)).plan().steps["write_report"]
     if not isinstance(step.artifact, Report):
-        _fail(f"the report of {recipe} must be written first ({step.state}: {step.reason}); run: graft run {recipe}")
+        fail(f"the report of {recipe} must be written first ({step.state}: {step.reason}); run: graft run {recipe}")
     typer.echo(step.artifact.page)
 
 
@@ -136,15 +139,15 @@ def verify(recipe: RecipeName, changes: Set = None, data: Data = None) -> None:
     """Check every byte of a recipe's artifacts against what was written."""
     from flows.pipeline import RunRequest, open_pipeline
 
-    request = RunRequest(recipe=recipe, changes=tuple(changes or ()), data=_places(data))
-    checked, unmade, wrong = open_pipeline(request, runtime=_runtime(data)).verify()
-    for step, reason in wrong.items():
+    request = RunRequest(recipe=recipe, changes=tuple(changes or ()), data=places(data))
+    verified = open_pipeline(request, runtime=settings(data)).verify()
+    for step, reason in verified.wrong.items():
         errors.print("damaged", style="red", end=" ")
         errors.print(
             f"{step}: {reason}; graft run {recipe} --force {step}", soft_wrap=True, highlight=False, markup=False
         )
-    typer.echo(f"{checked - len(wrong)} of {checked} artifacts are intact; {unmade} are not made yet")
-    if wrong:
+    typer.echo(str(verified))
+    if verified.wrong:
         raise typer.Exit(1)
 
 
@@ -156,10 +159,10 @@ def serve(
     data: Data = None,
 ) -> None:
     """Start and keep alive a Prefect server, an MLflow server and a worker on this machine, with all deployments."""
-    runtime = _runtime(data)
+    runtime = settings(data)
     from flows.serve import serve_for_ever
 
-    serve_for_ever(runtime, prefect_port=prefect_port, mlflow_port=mlflow_port, runs=runs, say=_say)
+    serve_for_ever(runtime, prefect_port=prefect_port, mlflow_port=mlflow_port, runs=runs, say=say)
 
 
 @app.command()
@@ -170,11 +173,11 @@ def deploy(
     ] = "process",
 ) -> None:
     """Put the deployments onto the Prefect server that GRAFT_PREFECT_API_URL names."""
-    _server()
+    server_settings()
     from flows.deploy import deploy
 
     for name in deploy(runs=runs, pool_type=pool_type):
-        _say(name)
+        say(name)
 
 
 @app.command()
@@ -183,58 +186,13 @@ def worker(
     data: Data = None,
 ) -> None:
     """Run on this machine what the deployments ask for; GRAFT_PREFECT_API_URL names the server."""
-    runtime = _server(data)
+    runtime = server_settings(data)
     from flows.serve import worker_variables
 
     os.environ.update(worker_variables(runtime, port=health_port))
     from flows.worker import run_worker
 
     raise typer.Exit(run_worker())
-
-
-def _server(data: list[str] | None = None) -> Any:
-    """The settings, with the Prefect server that they must name."""
-    runtime = _runtime(data)
-    if not runtime.prefect_api_url:
-        _fail("GRAFT_PREFECT_API_URL must name a Prefect server (http://HOST:4200/api); on one machine: graft serve")
-    return runtime
-
-
-def _say(line: str) -> None:
-    console.print(line, soft_wrap=True, highlight=False)
-
-
-def _places(data: list[str] | None) -> dict[str, Path]:
-    return {name: Path(place).absolute() for name, place in _pairs("--data", "NAME=PATH", data).items()}
-
-
-def _pairs(option: str, form: str, given: list[str] | None) -> dict[str, str]:
-    """The values of an option that is given as NAME=VALUE."""
-    pairs = {}
-    for text in given or []:
-        name, equals, value = text.partition("=")
-        if not equals or not name or not value:
-            _fail(f"{option} must look like {form}, got {text!r}")
-        pairs[name] = value
-    return pairs
-
-
-def _runtime(data: list[str] | None) -> Any:
-    from tasks.runtime import Runtime
-
-    runtime = Runtime.load(data=_places(data))
-    os.environ.update(runtime.vendor_environment())
-    return runtime
-
-
-def _fail(message: str) -> NoReturn:
-    _print_error(message)
-    raise typer.Exit(1)
-
-
-def _print_error(message: str) -> None:
-    errors.print("error", style="red", end=" ")
-    errors.print(" ".join(message.split()), soft_wrap=True, highlight=False, markup=False)
 
 
 def main() -> None:
@@ -248,12 +206,12 @@ def main() -> None:
         # The code of a typer.Exit comes back as a value, and so does that of Ctrl-C.
         code = app(standalone_mode=False) or 0
     except UsageError as error:
-        _print_error(f"{error}; see: graft --help")
+        print_error(f"{error}; see: graft --help")
         sys.exit(2)
     except (ValueError, OSError, RuntimeError) as error:
         if os.environ.get("GRAFT_TRACEBACK"):
             raise
-        _print_error(str(error))
+        print_error(str(error))
         sys.exit(1)
     if code == INTERRUPTED:
         errors.print("stopped; what was committed is kept. Run the same command again to go on", soft_wrap=True)

@@ -17,6 +17,8 @@ from prefect.events.schemas.automations import AutomationCore, EventTrigger, Pos
 from prefect.events.schemas.events import ResourceSpecification
 from prefect.exceptions import ObjectNotFound
 
+from flows.automations import run_on_new_data
+
 PROJECT_FILE = Path(__file__).parent.parent / "prefect.yaml"
 POOL = "graft"
 RUNS_QUEUE, CARE_QUEUE = "runs", "care"
@@ -30,7 +32,7 @@ class DeployFailed(RuntimeError):
 
 
 def deploy(*, runs: int = 1, pool_type: str = "process") -> list[str]:
-    """Create or update work pool, queues, the automation for silent runs, and the deployments.
+    """Create or update work pool, queues, automations, and the deployments.
 
     Args:
         runs: how many runs may go on at once.
@@ -46,6 +48,8 @@ def deploy(*, runs: int = 1, pool_type: str = "process") -> list[str]:
         _make_queue(client, CARE_QUEUE, limit=None)
         _watch_for_silence(client)
     _deploy_all()
+    with get_client(sync_client=True) as client:
+        run_on_new_data(client, client.read_deployment_by_name("knowledge-transfer/pipeline").id)
     return deployment_names()
 
 

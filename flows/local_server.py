@@ -122,6 +122,8 @@ def _start(folder: Path, port: int | None) -> str:
         "PREFECT_SERVER_API_HOST": "127.0.0.1",
         "PREFECT_SERVER_API_PORT": str(port),
         "PREFECT_HOME": str(folder),
+        # For links in what automations send.
+        "PREFECT_UI_URL": f"http://127.0.0.1:{port}",
     }
     environment.pop("PREFECT_API_URL", None)
     with log.open("ab") as stream:

@@ -34,16 +34,23 @@ def build_flow(
         """Run a recipe: what is there is reused, what was begun is resumed, the rest is computed."""
         several = Several((reporter, ProgressArtifacts()))
         pipeline = open_pipeline(request, runtime=Runtime.load(data=request.data), reporter=several)
-        try:
-            pipeline.run(around=as_task, on_start=on_start, on_done=on_done)
-        except TerminationSignal:
-            # Prefect tells a cancelled run from a crash by its own signal handler, and a training puts one before it.
-            if not _is_being_cancelled():
-                raise
-            return Cancelled(message="Cancelled. What was committed is kept: the same run, started again, goes on")
-        return None
+        return until_cancelled(lambda: pipeline.run(around=as_task, on_start=on_start, on_done=on_done))
 
     return knowledge_transfer_run
+
+
+def until_cancelled(work: Callable[[], object]) -> State[None] | None:
+    """Do the work of a flow; gives the flow's end if somebody cancels it meanwhile.
+
+    Prefect tells a cancelled run from a crash by its own signal handler, and a training puts another before it.
+    """
+    try:
+        work()
+    except TerminationSignal:
+        if not _is_being_cancelled():
+            raise
+        return Cancelled(message="Cancelled. What was committed is kept: the same run, started again, goes on")
+    return None
 
 
 def _is_being_cancelled() -> bool:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,10 +13,12 @@ from pydantic import BaseModel, Field
 
 from flows.execute import Around, Executor, directly
 from flows.knowledge_transfer import knowledge_transfer
-from flows.plan import GONE, Planner, StepHistory, StepStatus
+from flows.plan import GONE, THERE, Planner, StepHistory, StepStatus
 from flows.recipe import Recipe, RecipeName, load_recipe
 from flows.selection import Selection
+from storage.errors import StoreUnwritable
 from storage.folder import Folder
+from storage.runs import OpenRun
 from storage.store import Store
 from storage.tracking import Tracking
 from tasks.inspect_verify import damaged
@@ -25,6 +28,8 @@ from tasks.runtime import Runtime
 from tasks.stage import Context, Reporter, StageResult
 
 log = logging.getLogger(__name__)
+
+SWEEP_TAG = "graft.sweep"
 
 
 class RunRequest(BaseModel, frozen=True, extra="forbid"):
@@ -45,6 +50,8 @@ class RunRequest(BaseModel, frozen=True, extra="forbid"):
         default_factory=dict, description="Dataset name -> place, as the machine that runs it sees it."
     )
 
+    sweep: str = Field("", description="The sweep that this run is part of: a tag of its run in MLflow.")
+
     @property
     def selection(self) -> Selection:
         return Selection(only=self.only, start=self.start, force=self.force, use=self.use)
@@ -56,12 +63,19 @@ class Verified(NamedTuple):
     Attributes:
         checked: number of artifacts that were made.
         unmade: number of steps that have none yet.
+        collected: number of steps whose artifact was made, and its data collected.
         wrong: step -> what is wrong with its artifact.
     """
 
     checked: int
     unmade: int
+    collected: int
     wrong: dict[str, str]
+
+    def __str__(self) -> str:
+        collected = f", {self.collected} are collected" if self.collected else ""
+        intact = f"{self.checked - len(self.wrong)} of {self.checked} artifacts are intact"
+        return f"{intact}; {self.unmade} are not made yet{collected}"
 
 
 @dataclass(frozen=True)
@@ -80,7 +94,7 @@ class Pipeline:
             CannotRun: a step was named that the recipe does not have.
         """
         planner = Planner(self.context, self.history, self.request.selection)
-        knowledge_transfer(self.recipe, planner)
+        planner.follow(lambda run: knowledge_transfer(self.recipe, run))
         self.request.selection.require_known(planner.steps)
         return planner
 
@@ -92,20 +106,38 @@ class Pipeline:
         on_done: Callable[[str, StageResult[Any]], None] = lambda step, result: None,
     ) -> dict[str, StageResult[Any]]:
         """Find, resume or compute every step that is asked for; gives what each gave."""
-        recorder = self.context.recorder
-        executor = Executor(self.context, self.history, self.request.selection, around, on_start, on_done)
-        if not isinstance(recorder, MlflowRecorder):
-            knowledge_transfer(self.recipe, executor)
-            return executor.results
         self.settle()
-        recorder.begin(params=self.recipe.model_dump(mode="json"), tags={"graft.recipe": self.recipe.name})
+        with self._told(), OpenRun(self.context.store, self.recipe.name, self.plan().keys) as kept:
+            executor = Executor(
+                self.context, self.history, self.request.selection, around, on_start, on_done, on_key=kept.note
+            )
+            executor.follow(lambda run: knowledge_transfer(self.recipe, run))
+        return executor.results
+
+    @contextmanager
+    def _told(self) -> Iterator[None]:
+        """A block that MLflow hears the beginning and the end of."""
+        recorder = self.context.recorder
+        if not isinstance(recorder, MlflowRecorder):
+            yield
+            return
+        tags = {"graft.recipe": self.recipe.name} | ({SWEEP_TAG: self.request.sweep} if self.request.sweep else {})
+        recorder.begin(params=self.recipe.model_dump(mode="json"), tags=tags)
         try:
-            knowledge_transfer(self.recipe, executor)
+            yield
         except BaseException as error:
             recorder.end(error)
             raise
         recorder.end(None)
-        return executor.results
+
+    def note_use(self, planner: Planner) -> None:
+        """Write down that what a plan found is in use, so that it is not collected; for runs with nothing to do."""
+        try:
+            with OpenRun(self.context.store, self.recipe.name, planner.keys):
+                pass
+        except StoreUnwritable as error:
+            # Of a store that may only be read nobody collects from here.
+            log.warning("that these artifacts are in use could not be noted: %s", error)
 
     def verify(self) -> Verified:
         """Check every byte of the recipe's artifacts against what was written."""
@@ -113,7 +145,8 @@ class Pipeline:
         artifacts = {step: known.artifact for step, known in steps.items() if known.artifact is not None}
         gone = {step: known.reason for step, known in steps.items() if known.reason == GONE}
         checked = len(artifacts) + len(gone)
-        return Verified(checked, len(steps) - checked, gone | damaged(artifacts))
+        collected = sum(known.state == "collected" for known in steps.values())
+        return Verified(checked, len(steps) - checked - collected, collected, gone | damaged(artifacts))
 
     def settle(self) -> None:
         """Send MLflow what earlier runs could not; does nothing when nothing waits."""
@@ -134,13 +167,13 @@ def open_pipeline(
     recipe = load_recipe(request.recipe, changes=request.changes)
     home = Folder(runtime.home.absolute())
     recorder = _recorder(runtime, experiment=recipe.name) if record else NoRecorder()
-    context = Context(runtime=runtime, store=_store(runtime), recorder=recorder, reporter=reporter or Silent())
+    context = Context(runtime=runtime, store=open_store(runtime), recorder=recorder, reporter=reporter or Silent())
     return Pipeline(recipe, request, context, StepHistory(home / "recipes", recipe.name))
 
 
 def settle(runtime: Runtime) -> None:
     """Tell MLflow the end of runs whose process is gone."""
-    _recorder(runtime, experiment="").settle(_store(runtime))
+    _recorder(runtime, experiment="").settle(open_store(runtime))
 
 
 def _recorder(runtime: Runtime, *, experiment: str) -> MlflowRecorder:
@@ -148,7 +181,8 @@ def _recorder(runtime: Runtime, *, experiment: str) -> MlflowRecorder:
     return MlflowRecorder(tracking(runtime), experiment=experiment, pipelines=pipelines)
 
 
-def _store(runtime: Runtime) -> Store:
+def open_store(runtime: Runtime) -> Store:
+    """The store as the runtime names it."""
     return Store(runtime.store_root, lease_seconds=runtime.lease_seconds)
 
 
@@ -166,4 +200,4 @@ def tracking(runtime: Runtime) -> Tracking:
 def all_done(steps: dict[str, StepStatus], selection: Selection) -> bool:
     """Whether a run would have nothing to compute."""
     wanted = [status for step, status in steps.items() if selection.wants(step)]
-    return not selection.start and not selection.force and all(status.state == "done" for status in wanted)
+    return not selection.start and not selection.force and all(status.state in THERE for status in wanted)

@@ -39,6 +39,10 @@ class Selection:
         """Whether a step is to be computed where it is not there."""
         return not self.only or _named(step, self.only)
 
+    def names(self, step: str) -> bool:
+        """Whether a step is asked for by its name."""
+        return _named(step, self.only)
+
     def begins_at(self, step: str) -> bool:
         """Whether a step and all below it are to be computed anew."""
         return _named(step, self.start)

@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from flows.plan import StepStatus
 from storage.reports import Report
 
-COLOURS = {"done": "green", "partial": "yellow", "stale": "magenta", "missing": "red", "waits": "dim"}
+COLOURS = {
+    "done": "green",
+    "collected": "dim green",
+    "partial": "yellow",
+    "stale": "magenta",
+    "missing": "red",
+    "waits": "dim",
+}
 
 
 class TerminalReporter:
@@ -78,6 +86,18 @@ def print_status(console: Console, steps: Mapping[str, StepStatus], *, keys: boo
         percent = "" if step.percent is None else f"{step.percent:.0f} %"
         key = [step.artifact.key if step.artifact else ""] if keys else []
         table.add_row(name, f"[{COLOURS[step.state]}]{step.state}[/]", percent, step.reason, *key)
+    console.print(table)
+
+
+def print_rows(console: Console, rows: Sequence[Mapping[str, str]]) -> None:
+    """A table of rows with the same columns; nothing where there are none."""
+    if not rows:
+        return
+    table = Table(box=None, pad_edge=False)
+    for column in rows[0]:
+        table.add_column(column, overflow="fold")
+    for row in rows:
+        table.add_row(*(escape(value) for value in row.values()))
     console.print(table)
 
 

@@ -11,3 +11,11 @@ class LeaseLost(RuntimeError):
 
 class StoreUnwritable(OSError):
     """The disk is full, read-only or not permitted."""
+
+
+class DataCollected(FileNotFoundError):
+    """The artifact was made, and its data was removed later as nothing used it; its marker is there."""
+
+
+class NewerArtifact(RuntimeError):
+    """A newer Graft made this artifact, and this one cannot read what it says of it."""

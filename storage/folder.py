@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,6 +23,13 @@ class FileRecord(NamedTuple):
     path: str
     size: int
     sha256: str
+
+
+class Usage(NamedTuple):
+    """What a folder holds: bytes, and when a file in it was last written (seconds since 1970; 0 for none)."""
+
+    size: int
+    written: float
 
 
 def canonical_json(value: Any) -> bytes:
@@ -148,6 +156,38 @@ class Folder:
             for name in sorted(names):
                 if not name.startswith(TEMPORARY_PREFIX):
                     yield (Path(parent) / name).relative_to(self.path).as_posix()
+
+    def folders(self) -> list[str]:
+        """The names of the folders right in this one, sorted; none where it is not there."""
+        if not self.path.is_dir():
+            return []
+        return sorted(path.name for path in self.path.iterdir() if path.is_dir())
+
+    def usage(self) -> Usage:
+        """How much lies here, writes under way included, and how old it is."""
+        size, written = 0, 0.0
+        for parent, _, names in os.walk(self.path):
+            for name in names:
+                try:
+                    status = (Path(parent) / name).stat()
+                except FileNotFoundError:
+                    # A write under way got its name meanwhile.
+                    continue
+                size, written = size + status.st_size, max(written, status.st_mtime)
+        return Usage(size, written)
+
+    def delete(self) -> None:
+        """Remove the folder with all that is in it; nothing happens when it is not there.
+
+        Raises:
+            StoreUnwritable: the system refuses.
+        """
+        with writing(self.path):
+            try:
+                shutil.rmtree(self.path)
+            except FileNotFoundError:
+                # Another process is at the same: what one misses, the other removes.
+                shutil.rmtree(self.path, ignore_errors=True)
 
     def record(self, name: str) -> FileRecord:
         """Size and sha256 of a file as it lies there now."""

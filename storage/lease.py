@@ -61,6 +61,7 @@ class Lease:
     def __init__(self, folder: Folder, name: str, *, seconds: float = 60.0, wait: float | None = None) -> None:
         self._folder = folder
         self._name = f"{name}.json"
+        self._lock_name = f".{self._name}.lock"
         self._seconds = seconds
         self._wait = wait
         self._token = uuid.uuid4().hex
@@ -88,6 +89,11 @@ class Lease:
             if self._is_mine():
                 self._folder.remove(self._name)
 
+    def forget(self) -> None:
+        """Leave no file behind; for a name that nobody takes again."""
+        self._folder.remove(self._name)
+        self._folder.remove(self._lock_name)
+
     def check(self) -> None:
         """Make sure that this process still holds the lease; costs nothing until it could have expired.
 
@@ -97,6 +103,11 @@ class Lease:
         if time.time() > self._expires:
             with self._guard():
                 self._require_mine()
+
+    def is_taken(self) -> bool:
+        """Whether a living process holds the lease now; only looks."""
+        holder = self._holder()
+        return holder is not None and not _is_dead(holder)
 
     @contextmanager
     def held(self) -> Iterator[None]:
@@ -114,7 +125,7 @@ class Lease:
         """Leases are read and changed under a lock of the operating system, which dies with its holder."""
         self._folder.make()
         with writing(self._folder.path):
-            stream = (self._folder.path / f".{self._name}.lock").open("w")
+            stream = (self._folder.path / self._lock_name).open("w")
         with stream:
             fcntl.flock(stream, fcntl.LOCK_EX)
             yield

@@ -21,6 +21,7 @@ from pydantic import BaseModel
 
 from storage.artifact import Artifact, Marker, artifact_folder, artifact_key, content_digest
 from storage.checkpoints import load_checkpoint, save_checkpoint
+from storage.errors import DataCollected, NewerArtifact
 from storage.folder import FileRecord, Folder
 from storage.lease import Lease, LeasedFolder
 from storage.ledger import Ledger
@@ -193,7 +194,9 @@ def find_artifact(kind: type[A], key: str, *, store: Store, recorder: Recorder) 
     for uri in recorder.find(key):
         try:
             return open_artifact(kind, artifact_folder(uri))
-        except (OSError, ValueError) as error:
+        except DataCollected:
+            continue
+        except (OSError, ValueError, NewerArtifact) as error:
             # In a store that cannot be reached from here, removed, or damaged.
             log.warning("MLflow knows of %s, which is not usable: %s", uri, error)
     return None

@@ -72,6 +72,21 @@ def test_a_schedule_starts_runs(served: Served) -> None:
     served.delete(f"deployments/{deployment['id']}/schedules/{made[0]['id']}")
 
 
+def test_care_runs_beside_the_runs(served: Served) -> None:
+    request = {"request": {"days": 0, "delete": False}}
+    runs = [
+        served.start("collect-garbage", "collect-garbage", request),
+        served.start("watch-data", "watch-data", {"recipe": "smoke"}),
+    ]
+    collected, watched = map(served.ended, runs)
+    assert (collected["state_type"], watched["state_type"]) == ("COMPLETED", "COMPLETED")
+    (table,) = served.prefect.of_flow_run("artifacts", collected)
+    assert table["key"] == "garbage" and "no run of the last 0 days and no pin names it" in table["data"]
+    assert not list((served.home / "store" / "artifacts").glob("*/collected.json"))
+    automations = {one["name"]: one["enabled"] for one in served.prefect.ask("automations")}
+    assert automations["graft runs a recipe when its data changed"] is False
+
+
 def test_it_stops_cleanly_and_its_run_keeps_a_checkpoint(served: Served) -> None:
     changes = ["seed=4", f"train_pretext.epochs={STEPS}"]
     run = served.start("knowledge-transfer", "pipeline", request(only=list(ROAD), changes=changes))
