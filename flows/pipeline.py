@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from pydantic import BaseModel, Field
 
 from flows.execute import Around, Executor, directly
-from flows.knowledge_transfer import knowledge_transfer
+from flows.knowledge_transfer import STUDENT, knowledge_transfer
 from flows.plan import GONE, Planner, StepHistory, StepStatus
 from flows.recipe import Recipe, RecipeName, load_recipe
 from flows.selection import Selection
@@ -93,7 +93,13 @@ class Pipeline:
     ) -> dict[str, StageResult[Any]]:
         """Find, resume or compute every step that is asked for; gives what each gave."""
         recorder = self.context.recorder
-        executor = Executor(self.context, self.history, self.request.selection, around, on_start, on_done)
+
+        def done(step: str, result: StageResult[Any]) -> None:
+            if step == STUDENT:
+                recorder.register(result.artifact.key)
+            on_done(step, result)
+
+        executor = Executor(self.context, self.history, self.request.selection, around, on_start, done)
         if not isinstance(recorder, MlflowRecorder):
             knowledge_transfer(self.recipe, executor)
             return executor.results
@@ -160,6 +166,7 @@ def tracking(runtime: Runtime) -> Tracking:
         runtime.mlflow_uri,
         artifact_location=(home / "mlflow-artifacts").as_uri() if local else None,
         init_lock=home / ".mlflow.lock",
+        browser_uri=runtime.tracking_ui_url,
     )
 
 
