@@ -13,6 +13,7 @@ import typer
 from rich.console import Console
 from rich.logging import RichHandler
 
+from flows.doctor.command import doctor
 from flows.terminal import TerminalReporter, print_result, print_status
 
 # Vendors are imported where they are used: a run with nothing to do must not wait for them.
@@ -191,6 +192,9 @@ def worker(
     from flows.worker import run_worker
 
     raise typer.Exit(run_worker())
+
+
+app.command()(doctor)
 
 
 def _server(data: list[str] | None = None) -> Any:

@@ -19,16 +19,13 @@ def run_summary(name: str, results: Mapping[str, StageResult[Any]], recorder: Re
         name: the recipe's.
         results: what each step gave.
     """
-    parts = [f"# {name}"]
     found = [result.artifact for result in results.values() if isinstance(result.artifact, Report)]
+    where = links(recorder, report=found[0] if found else None)
+    parts = [f"# {name}", "\n".join(f"- {what}: {place}" for what, place in where.items())]
     for report in found:
         tables = report.tables
         parts += ["## Accuracy on test images, % (95 % interval)", scores(tables).markdown()]
         parts += ["## Student minus ..., paired", differences(tables).markdown()]
     computed = [step for step, result in results.items() if not result.reused]
-    parts.append(
-        f"Computed: {', '.join(f'`{step}`' for step in computed) or 'nothing'}; reused: {len(results) - len(computed)}."
-    )
-    shown = links(recorder, report=found[0] if found else None)
-    parts.append("\n".join(f"- {what}: {where}" for what, where in shown.items()))
+    parts.append(f"{len(results) - len(computed)} steps were reused, {len(computed)} computed: {', '.join(computed)}")
     return "\n\n".join(parts)

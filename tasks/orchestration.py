@@ -87,7 +87,11 @@ def _show(step: str, result: StageResult[Any], recorder: Recorder) -> None:
     if isinstance(result.artifact, Report):
         for name, address in pictures(result.artifact, recorder).items():
             key = _artifact_key(step, name.removesuffix(".png"))
-            create_image_artifact(address, key=key, description=PICTURES[name])
+            if address.startswith("http"):
+                create_image_artifact(address, key=key, description=PICTURES[name])
+            else:
+                # An image's artifact shows its address as well, and this one is the whole picture.
+                create_markdown_artifact(f"![{PICTURES[name]}]({address})", key=key, description=PICTURES[name])
 
 
 def _artifact_key(step: str, what: str) -> str:

@@ -122,5 +122,6 @@ def _montage(labels: Labels, images: DatasetIndex, runtime: Runtime) -> Figure:
                 pixels = decode(reader.read(int(position)))
                 size = (THUMBNAIL_PIXELS, THUMBNAIL_PIXELS)
                 axes.imshow(np.asarray(Image.fromarray(pixels).resize(size)))
-        grid[row][0].set_title(f"{cluster}: {sizes[cluster]}", fontsize=6, loc="left", pad=2)
+        place = {"transform": grid[row][0].transAxes, "ha": "right", "va": "center"}
+        grid[row][0].text(-0.15, 0.5, f"{cluster}: {sizes[cluster]}", fontsize=6, **place)
     return figure
