@@ -88,6 +88,18 @@ class Served:
         rows = answer_of(urllib.request.Request(url)).get("metrics", [])
         return [int(row.get("step", 0)) for row in rows]
 
+    def model(self, name: str) -> dict[str, str]:
+        """Alias -> the run whose artifacts are that version of a registered model."""
+        url = f"{self.mlflow}/api/2.0/mlflow"
+        known = answer_of(urllib.request.Request(f"{url}/registered-models/get?name={name}"))["registered_model"]
+        versions = {
+            one["alias"]: answer_of(
+                urllib.request.Request(f"{url}/model-versions/get?name={name}&version={one['version']}")
+            )
+            for one in known["aliases"]
+        }
+        return {alias: version["model_version"]["run_id"] for alias, version in versions.items()}
+
     def _mlflow(self, path: str, **body: Any) -> Any:
         request = urllib.request.Request(
             f"{self.mlflow}/api/2.0/mlflow/{path}", json.dumps(body).encode(), {"Content-Type": "application/json"}
