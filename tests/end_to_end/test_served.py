@@ -82,8 +82,7 @@ def test_a_step_takes_the_input_that_it_is_given(served: Served) -> None:
 def test_the_doctor_finds_all_that_scheduled_runs_need(served: Served, warm: WarmGraft) -> None:
     env = environment(served.home, prefect_api_url=served.prefect.url, tracking_uri=served.mlflow)
     healthy = warm("doctor", env=env)
-    # Whether there is space enough is the machine's business.
-    assert "broken" not in healthy.stdout or "space: " in healthy.stdout
+    assert healthy.code == 0, healthy.stdout
     said = " ".join(healthy.stdout.split())
     assert "version 3" in said and "there is one at the work pool graft" in said
     assert "with their queues and the automation for silent runs" in said
