@@ -15,8 +15,8 @@ from tasks.train_pretext import train_pretext
 from tasks.train_student import train_student
 from tasks.write_report import WriteReportConfig, write_report
 
-# The step whose encoder is what a pipeline is for.
-STUDENT = "train_student"
+# The step whose encoder is what a pipeline is for, and the one that says what it came to.
+STUDENT, REPORT = "train_student", "write_report"
 
 
 class Run(Protocol):
@@ -46,7 +46,7 @@ def knowledge_transfer(recipe: Recipe, run: Run) -> Any:
     for name, evaluation in recipe.evaluations.items():
         results |= _evaluate(name, evaluation, encoders, run)
     return run(
-        "write_report",
+        REPORT,
         write_report,
         WriteReportConfig(title=recipe.name),
         centroids=centroids,

@@ -11,9 +11,10 @@ from typing import Any, NamedTuple
 from pydantic import BaseModel, Field
 
 from flows.execute import Around, Executor, directly
-from flows.knowledge_transfer import STUDENT, knowledge_transfer
+from flows.knowledge_transfer import REPORT, STUDENT, knowledge_transfer
 from flows.plan import GONE, Planner, StepHistory, StepStatus
 from flows.recipe import Recipe, RecipeName, load_recipe
+from flows.results import score_metrics
 from flows.selection import Selection
 from storage.folder import Folder
 from storage.store import Store
@@ -110,7 +111,8 @@ class Pipeline:
         except BaseException as error:
             recorder.end(error)
             raise
-        recorder.end(None)
+        report = executor.results.get(REPORT)
+        recorder.end(None, scores=score_metrics(report.artifact.tables) if report else {})
         return executor.results
 
     def verify(self) -> Verified:

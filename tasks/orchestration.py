@@ -49,7 +49,7 @@ def as_task(step: str, call: Callable[[], StageResult[Any]], *, recorder: Record
         result = call()
         _show(step, result, recorder)
         name = "Reused" if result.reused else "Completed"
-        return Completed(data=result, name=name, message=f"{result.artifact!r} at {result.artifact.uri}")
+        return Completed(data=result, name=name, message=f"{step}: {result.artifact!r}")
 
     run = task(
         name=step,

@@ -142,11 +142,12 @@ class MlflowRecorder:
             )
         )
 
-    def end(self, error: BaseException | None) -> None:
-        """Close the run of the pipeline."""
+    def end(self, error: BaseException | None, *, scores: Mapping[str, float] | None = None) -> None:
+        """Close the run of the pipeline, with what it came to."""
         if self._parent is None:
             return
         if error is None:
+            self._parent.log(scores or {}, step=0)
             self._parent.finish("FINISHED")
         else:
             self._parent.finish("FAILED" if isinstance(error, Exception) else "KILLED")

@@ -11,7 +11,7 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
-from tests.end_to_end.command import SCRIPT, PrefectApi, answer_of, environment, eventually, processes_of
+from tests.end_to_end.command import SCRIPT, PrefectApi, answer_of, environment, eventually
 
 ENDED = ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
 
@@ -108,17 +108,16 @@ class Served:
 
 
 def processes(home: Path) -> list[tuple[int, str]]:
-    """(pid, command line) of all processes of a home."""
-    wanted = set(processes_of(home))
+    """(pid, command line) of all processes that were started with this home, or below a process that was."""
     found = []
     for process in Path("/proc").iterdir():
-        if process.name.isdigit():
-            try:
+        try:
+            if process.name.isdigit() and str(home).encode() in (process / "environ").read_bytes():
                 command = (process / "cmdline").read_bytes().replace(b"\0", b" ").decode()
-            except OSError:
-                continue
-            if command in wanted:
                 found.append((int(process.name), command))
+        except OSError:
+            # One that has just ended.
+            continue
     return found
 
 

@@ -252,6 +252,17 @@ def test_the_student_is_one_version_of_the_recipe_s_model_although_it_was_reused
     assert {path.name for path in there.iterdir()} == {"marker.json", "encoder.json", "weights.safetensors"}
 
 
+def test_the_pipeline_s_run_has_the_scores_so_that_runs_can_be_compared(
+    first: Command, second: Command, mlflow_client: MlflowClient
+) -> None:
+    encoders, scores = ("teacher", "student", "direct", "random"), ("knn", "linear", "finetuned")
+    made, again, *_ = pipelines(mlflow_client)
+    assert set(made.data.metrics) == {f"photographs/{score}/{who}" for score in scores for who in encoders}
+    assert made.data.metrics == again.data.metrics
+    shown = f"{100 * made.data.metrics['photographs/knn/student']:.1f} ("
+    assert shown in first.result.stdout
+
+
 def test_the_pipeline_s_run_names_the_run_of_every_step(
     place: Place, second: Command, mlflow_client: MlflowClient
 ) -> None:

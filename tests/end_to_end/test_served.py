@@ -43,7 +43,7 @@ def test_a_deployment_runs_the_road_and_both_servers_tell_of_it(served: Served) 
     runs = {one["name"]: one for one in served.mlflow_runs()}
     assert runs["smoke"]["status"] == runs["train_student"]["status"] == "FINISHED"
     pages = {
-        name: f"({served.mlflow}/#/experiments/{one['experiment_id']}/runs/{one['id']})" for name, one in runs.items()
+        name: f"({served.mlflow}/#/experiments/{one['experiment_id']}/runs/{one['id']}?" for name, one in runs.items()
     }
     summary = artifacts["train-student-result"]["data"]
     assert f"[train_student]{pages['train_student']}" in summary and pages["smoke"] in summary

@@ -60,7 +60,7 @@ def test_a_step_leads_to_its_run_and_the_report_to_its_page(tmp_path: Path, draw
     shown = step_summary("write_report", result, Served())
     assert f"| MLflow run | [write_report]({RUN.url}) |" in shown
     assert f"| pipeline in MLflow | [all steps]({PIPELINE.url}) |" in shown
-    assert f"| report | [report.html]({RUN.url}/artifacts/report.html) |" in shown
+    assert f"| report | [report.html]({RUN.file_page('report.html')}) |" in shown
     without = step_summary("write_report", result, NoRecorder())
     assert "MLflow" not in without and f"| report | `{tmp_path}/0/report.html` |" in without
 
