@@ -28,6 +28,7 @@ from flows.cli_options import (
     server_settings,
     settings,
 )
+from flows.doctor.command import doctor
 from flows.terminal import TerminalReporter, print_result, print_status
 
 app = typer.Typer(
@@ -193,6 +194,9 @@ def worker(
     from flows.worker import run_worker
 
     raise typer.Exit(run_worker())
+
+
+app.command()(doctor)
 
 
 def main() -> None:

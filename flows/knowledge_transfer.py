@@ -15,6 +15,9 @@ from tasks.train_pretext import train_pretext
 from tasks.train_student import train_student
 from tasks.write_report import WriteReportConfig, write_report
 
+# The step whose encoder is what a pipeline is for, and the one that says what it came to.
+STUDENT, REPORT = "train_student", "write_report"
+
 
 class Run(Protocol):
     """Makes, or only looks up, one step. What it gives may be handed to other steps, and to nothing else."""
@@ -33,7 +36,7 @@ def knowledge_transfer(recipe: Recipe, run: Run) -> Any:
     centroids = run("cluster_features", cluster_features, recipe.cluster_features, features=features)
     targets = run("extract_student", extract_features, recipe.extract_cluster, encoder=teacher, images=student_images)
     labels = run("assign_labels", assign_labels, recipe.assign_labels, features=targets, centroids=centroids)
-    student = run("train_student", train_student, recipe.train_student, images=student_images, labels=labels)
+    student = run(STUDENT, train_student, recipe.train_student, images=student_images, labels=labels)
 
     direct = run("train_direct", train_pretext, recipe.train_direct, images=student_images)
     random = run("init_random", train_pretext, recipe.init_random, images=student_images)
@@ -43,7 +46,7 @@ def knowledge_transfer(recipe: Recipe, run: Run) -> Any:
     for name, evaluation in recipe.evaluations.items():
         results |= _evaluate(name, evaluation, encoders, run)
     return run(
-        "write_report",
+        REPORT,
         write_report,
         WriteReportConfig(title=recipe.name),
         centroids=centroids,

@@ -92,14 +92,23 @@ def _nobody_else(users: Any) -> bool:
     return True
 
 
-def _running(folder: Path) -> str | None:
-    """The address of a server that is there and answers; one that does not answer is stopped."""
+def address(runtime: Runtime) -> str | None:
+    """The address of the server that was started last and not stopped; it may be gone all the same."""
+    return _address(runtime.home.absolute() / "prefect")
+
+
+def _address(folder: Path) -> str | None:
     try:
         server = json.loads((folder / "server.json").read_text())
     except (FileNotFoundError, ValueError):
         return None
-    url = f"http://127.0.0.1:{server['port']}/api"
-    if answers(f"{url}/health"):
+    return f"http://127.0.0.1:{server['port']}/api"
+
+
+def _running(folder: Path) -> str | None:
+    """The address of a server that is there and answers; one that does not answer is stopped."""
+    url = _address(folder)
+    if url is None or answers(f"{url}/health"):
         return url
     _stop(folder)
     return None

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from prefect import flow, get_client, runtime
+from prefect.artifacts import create_markdown_artifact
 from prefect.client.schemas.objects import State
 from prefect.exceptions import TerminationSignal
 from prefect.flows import Flow
 from prefect.states import Cancelled
 
 from flows.pipeline import RunRequest, open_pipeline
+from flows.run_summary import run_summary
 from tasks.orchestration import ProgressArtifacts, as_task
 from tasks.reporting import Several, Silent
 from tasks.runtime import Runtime
@@ -34,7 +37,14 @@ def build_flow(
         """Run a recipe: what is there is reused, what was begun is resumed, the rest is computed."""
         several = Several((reporter, ProgressArtifacts()))
         pipeline = open_pipeline(request, runtime=Runtime.load(data=request.data), reporter=several)
-        return until_cancelled(lambda: pipeline.run(around=as_task, on_start=on_start, on_done=on_done))
+
+        def work() -> None:
+            recorder = pipeline.context.recorder
+            results = pipeline.run(around=partial(as_task, recorder=recorder), on_start=on_start, on_done=on_done)
+            summary = run_summary(pipeline.recipe.name, results, recorder)
+            create_markdown_artifact(summary, key="pipeline-result", description=f"Result of {pipeline.recipe.name}")
+
+        return until_cancelled(work)
 
     return knowledge_transfer_run
 

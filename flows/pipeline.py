@@ -12,9 +12,10 @@ from typing import Any, NamedTuple
 from pydantic import BaseModel, Field
 
 from flows.execute import Around, Executor, directly
-from flows.knowledge_transfer import knowledge_transfer
+from flows.knowledge_transfer import REPORT, STUDENT, knowledge_transfer
 from flows.plan import GONE, THERE, Planner, StepHistory, StepStatus
 from flows.recipe import Recipe, RecipeName, load_recipe
+from flows.results import score_metrics
 from flows.selection import Selection
 from storage.errors import StoreUnwritable
 from storage.folder import Folder
@@ -107,28 +108,37 @@ class Pipeline:
     ) -> dict[str, StageResult[Any]]:
         """Find, resume or compute every step that is asked for; gives what each gave."""
         self.settle()
-        with self._told(), OpenRun(self.context.store, self.recipe.name, self.plan().keys) as kept:
+
+        def done(step: str, result: StageResult[Any]) -> None:
+            if step == STUDENT:
+                self.context.recorder.register(result.artifact.key)
+            on_done(step, result)
+
+        with self._told() as scores, OpenRun(self.context.store, self.recipe.name, self.plan().keys) as kept:
             executor = Executor(
-                self.context, self.history, self.request.selection, around, on_start, on_done, on_key=kept.note
+                self.context, self.history, self.request.selection, around, on_start, done, on_key=kept.note
             )
             executor.follow(lambda run: knowledge_transfer(self.recipe, run))
+            if report := executor.results.get(REPORT):
+                scores |= score_metrics(report.artifact.tables)
         return executor.results
 
     @contextmanager
-    def _told(self) -> Iterator[None]:
-        """A block that MLflow hears the beginning and the end of."""
+    def _told(self) -> Iterator[dict[str, float]]:
+        """A block that MLflow hears the beginning and the end of, with the scores that are put into what is given."""
         recorder = self.context.recorder
+        scores: dict[str, float] = {}
         if not isinstance(recorder, MlflowRecorder):
-            yield
+            yield scores
             return
         tags = {"graft.recipe": self.recipe.name} | ({SWEEP_TAG: self.request.sweep} if self.request.sweep else {})
         recorder.begin(params=self.recipe.model_dump(mode="json"), tags=tags)
         try:
-            yield
+            yield scores
         except BaseException as error:
             recorder.end(error)
             raise
-        recorder.end(None)
+        recorder.end(None, scores=scores)
 
     def note_use(self, planner: Planner) -> None:
         """Write down that what a plan found is in use, so that it is not collected; for runs with nothing to do."""
@@ -194,6 +204,7 @@ def tracking(runtime: Runtime) -> Tracking:
         runtime.mlflow_uri,
         artifact_location=(home / "mlflow-artifacts").as_uri() if local else None,
         init_lock=home / ".mlflow.lock",
+        browser_uri=runtime.tracking_ui_url,
     )
 
 

@@ -13,6 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.table import Table
 
 from flows.plan import StepStatus
+from flows.results import TextTable, differences, scores
 from storage.reports import Report
 
 COLOURS = {
@@ -108,27 +109,15 @@ def print_result(console: Console, steps: Mapping[str, StepStatus]) -> None:
         print_status(console, steps)
         return
     tables = artifact.tables
-    scores = Table(title="accuracy on test images, % (95 % interval)", box=None, title_justify="left", pad_edge=False)
-    names = list(dict.fromkeys((row["task"], row["score"]) for row in tables["scores"]))
-    scores.add_column("encoder")
-    for task, score in names:
-        scores.add_column(f"{task}: {score}", justify="right")
-    for encoder in dict.fromkeys(row["encoder"] for row in tables["scores"]):
-        own = {(row["task"], row["score"]): row for row in tables["scores"] if row["encoder"] == encoder}
-        scores.add_row(encoder, *(_score(own.get(name)) for name in names))
-    console.print(scores)
-    differences = Table(title="student minus ..., paired", box=None, title_justify="left", pad_edge=False)
-    for column in ("task", "score", "against", "difference", "95 % interval", ""):
-        differences.add_column(column)
-    for row in tables["differences"]:
-        interval = f"{100 * row['low']:+.1f} to {100 * row['high']:+.1f}"
-        verdict = ("better" if row["difference"] > 0 else "worse") if row["shown"] else "not shown"
-        differences.add_row(
-            row["task"], row["score"], row["against"], f"{100 * row['difference']:+.1f}", interval, verdict
-        )
-    console.print(differences)
+    _print_table(console, "accuracy on test images, % (95 % interval)", scores(tables))
+    _print_table(console, "student minus ..., paired", differences(tables))
     console.print(f"report: {artifact.page}", soft_wrap=True, highlight=False)
 
 
-def _score(row: dict[str, Any] | None) -> str:
-    return "" if row is None else f"{100 * row['value']:.1f} ({100 * row['low']:.1f} to {100 * row['high']:.1f})"
+def _print_table(console: Console, title: str, shown: TextTable) -> None:
+    table = Table(title=title, box=None, title_justify="left", pad_edge=False)
+    for number, column in enumerate(shown.columns):
+        table.add_column(column, justify="right" if number and ": " in column else "left")
+    for row in shown.rows:
+        table.add_row(*row)
+    console.print(table)

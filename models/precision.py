@@ -20,13 +20,14 @@ def autocast(device: torch.device, *, precision: Precision) -> torch.autocast:
         device: of the tensors.
         precision: bf16 where the hardware does not multiply it is emulated: the same results, slower, and a warning.
     """
-    if precision == "bf16" and not _multiplies_bf16(device.type):
+    if precision == "bf16" and not multiplies_bf16(device.type):
         _warn_once(device.type)
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16")
 
 
 @cache
-def _multiplies_bf16(kind: str) -> bool:
+def multiplies_bf16(kind: str) -> bool:
+    """Whether the hardware of a kind of device (cpu, cuda) multiplies bf16 itself."""
     if kind == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())

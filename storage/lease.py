@@ -205,3 +205,16 @@ def _is_dead(holder: dict[str, Any]) -> bool:
     if holder["host"] != _host_identity() or holder["started"] is None:
         return False
     return _process_start(holder["pid"]) != str(holder["started"])
+
+
+def holders(folder: Folder) -> dict[str, bool]:
+    """What is leased -> whether its holder lives. Looks only, and takes nothing over."""
+    alive = {}
+    for name in folder.files():
+        if name.endswith(".json"):
+            try:
+                alive[name.removesuffix(".json")] = not _is_dead(folder.read_json(name))
+            except (FileNotFoundError, CorruptFile):
+                # Given back meanwhile; or damaged, and then anybody may take it.
+                continue
+    return alive

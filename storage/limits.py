@@ -43,3 +43,8 @@ def fit(value: str, *, limit: int) -> str:
 def dataset_digest(digest: str) -> str:
     """A content digest as MLflow keeps it: `dataset.digest = '...'` finds the runs that read the dataset."""
     return digest[:DIGEST_CHARACTERS]
+
+
+def model_name(name: str) -> str:
+    """A name as MLflow's registry takes it: neither / nor :, and nothing that a filter would have to escape."""
+    return re.sub(r"[^\w.\- ]", "-", name)

@@ -2,6 +2,7 @@
 
 run.json                  who the run is; the first opening fixes it
 metrics/000012.jsonl      the rows of one commit: [key, value, timestamp, step]
+system/000012.jsonl       one sample of the machine, of step 12; no checkpoint stands for it
 released.json             the last commit that a checkpoint on disk stands for: rows past it stay here
 tags/<time>-<id>.json     tags in the order they were given; of one name the last counts
 end.json                  how the run ended; away again when it goes on
@@ -10,29 +11,20 @@ delivered/<store>.json    what one MLflow has already (see storage.tracking)
 
 from __future__ import annotations
 
-import json
 import time
 import uuid
 from collections.abc import Iterator, Mapping
-from typing import Literal, NamedTuple
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from storage.folder import Folder
 from storage.limits import require_names
+from storage.segments import Row, Segments
 
 RUN = "run.json"
 END = "end.json"
 RELEASED = "released.json"
-
-
-class Row(NamedTuple):
-    """One value of one metric: when it was measured (ms since 1970), and at which step."""
-
-    key: str
-    value: float
-    timestamp: int
-    step: int
 
 
 class RunInput(BaseModel):
@@ -97,6 +89,7 @@ class OutboxState(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     released: int
+    samples: int = 0
     last_tags: str
     end: RunEnd | None
 
@@ -110,6 +103,8 @@ class Outbox:
 
     def __init__(self, folder: Folder) -> None:
         self.folder = folder
+        self._metrics = Segments(folder / "metrics")
+        self._samples = Segments(folder / "system")
         self._rows: list[Row] = []
         self._position: int | None = None
         self._kept: set[tuple[str, int]] = set()
@@ -148,8 +143,7 @@ class Outbox:
         position = self._last()
         if self._rows:
             position += 1
-            lines = (json.dumps(row) for row in self._rows)
-            self.folder.write(_segment(position), "\n".join(lines).encode())
+            self._metrics.write(position, self._rows)
             self._rows.clear()
             self._position = position
         return position
@@ -169,12 +163,22 @@ class Outbox:
         self._kept.clear()
         self.release(position)
         released = self.released()
-        for number in list(self._segments(position)):
+        for number in list(self._metrics.numbers(after=position)):
             if number > released:
-                self.folder.remove(_segment(number))
+                self._metrics.remove(number)
             else:
-                self._kept.update((row.key, row.step) for row in self._read(number))
+                self._kept.update((row.key, row.step) for row in self._metrics.read(number))
         self._position = released
+
+    def sample(self, metrics: Mapping[str, float]) -> None:
+        """Write what was measured of the machine just now, to be sent at once: no resume measures it again.
+
+        Raises:
+            ValueError: MLflow would refuse a name.
+        """
+        require_names(metrics)
+        number, now = self._samples.last() + 1, now_ms()
+        self._samples.write(number, [Row(key, float(value), now, number) for key, value in metrics.items()])
 
     def add_tags(self, tags: Mapping[str, str]) -> None:
         """Add tags; a tag of the same name is replaced.
@@ -193,6 +197,14 @@ class Outbox:
         Delivery adds the tag `step.STEP.run_id` when it finds the run that finished with this key.
         """
         self.add_tags({f"step.{step}.key": key})
+
+    def mark_model(self, name: str, *, key: str) -> None:
+        """Say in the run of a pipeline that what was made under this key is a version of a registered model.
+
+        Delivery makes the version, once, when it finds the run that finished with this key, and adds the tag
+        `model.NAME.version`.
+        """
+        self.add_tags({f"model.{name}.key": key})
 
     def finish(
         self,
@@ -244,35 +256,29 @@ class Outbox:
     def rows(self, *, after: int) -> Iterator[tuple[int, list[Row]]]:
         """The released rows of each commit past a position, with the commit's own position."""
         released = self.released()
-        for number in self._segments(after):
+        for number in self._metrics.numbers(after=after):
             if number <= released:
-                yield number, self._read(number)
+                yield number, self._metrics.read(number)
+
+    def samples(self, *, after: int) -> Iterator[tuple[int, list[Row]]]:
+        """The samples of the machine past a number, with their own."""
+        for number in self._samples.numbers(after=after):
+            yield number, self._samples.read(number)
 
     def state(self) -> OutboxState:
         """What there is to send now."""
         last_tags = max(self._tag_files(), default="")
-        return OutboxState(released=self.released(), last_tags=last_tags, end=self.end())
+        return OutboxState(released=self.released(), samples=self._samples.last(), last_tags=last_tags, end=self.end())
 
     def _tag_files(self) -> Iterator[str]:
         return (self.folder / "tags").files()
 
-    def _segments(self, after: int) -> Iterator[int]:
-        numbers = (int(name.removesuffix(".jsonl")) for name in (self.folder / "metrics").files())
-        return (number for number in numbers if number > after)
-
-    def _read(self, number: int) -> list[Row]:
-        return [Row(*json.loads(line)) for line in self.folder.read(_segment(number)).splitlines()]
-
     def _last(self) -> int:
         if self._position is None:
-            self._position = max([self.released(), *self._segments(0)])
+            self._position = max(self.released(), self._metrics.last())
         return self._position
 
 
 def now_ms() -> int:
     """The time as MLflow counts it: milliseconds since 1970."""
     return time.time_ns() // 1_000_000
-
-
-def _segment(position: int) -> str:
-    return f"metrics/{position:012d}.jsonl"

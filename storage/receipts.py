@@ -21,6 +21,7 @@ class Receipt(BaseModel):
     Attributes:
         recorded: params and inputs are sent.
         position: the last commit whose rows are sent.
+        samples: the last sample of the machine that is sent.
         end: the end whose files are sent.
         parents: uids of the runs that were told of this one.
         state: the outbox as it was when all of it had been sent.
@@ -32,6 +33,7 @@ class Receipt(BaseModel):
     experiment_id: str
     recorded: bool = False
     position: int = 0
+    samples: int = 0
     end: RunEnd | None = None
     parents: set[str] = set()
     state: OutboxState | None = None
@@ -71,16 +73,10 @@ class Receipts:
         )
 
     def waiting_rows(self, outbox: Outbox) -> int:
-        """How many released metric rows are not yet sent."""
+        """How many metric rows that may be sent are not yet sent."""
         receipt = self.read(outbox)
-        return sum(len(rows) for _, rows in outbox.rows(after=receipt.position if receipt else 0))
-
-    def run_url(self, outbox: Outbox) -> str | None:
-        """The page of a run in MLflow; None when there is no server, or it has not the run."""
-        receipt = self.read(outbox)
-        if receipt is None or not self._uri.startswith("http"):
-            return None
-        return f"{self._uri.rstrip('/')}/#/experiments/{receipt.experiment_id}/runs/{receipt.run_id}"
+        position, samples = (receipt.position, receipt.samples) if receipt else (0, 0)
+        return sum(len(rows) for _, rows in [*outbox.rows(after=position), *outbox.samples(after=samples)])
 
 
 def parents_of(record: RunRecord, *, given: Outbox | None) -> set[str]:

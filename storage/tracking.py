@@ -2,38 +2,22 @@
 
 from __future__ import annotations
 
-import json
-import logging
-import re
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from posixpath import basename, dirname
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, NamedTuple
-from urllib.parse import urlsplit
 
 from storage.errors import CorruptFile, StoreUnwritable
-from storage.limits import PARAM_CHARACTERS, ROWS_PER_REQUEST, TAG_CHARACTERS, dataset_digest, fit
-from storage.outbox import Outbox, RunEnd, RunInput, RunRecord
-from storage.receipts import Receipt, Receipts, parents_of, scrubbed, turn, without_secrets
+from storage.outbox import Outbox
+from storage.receipts import Receipts, parents_of, scrubbed, turn, without_secrets
 from storage.tracking_client import open_client
+from storage.tracking_delivery import Delivery
+from storage.tracking_pages import RunPage
+from storage.tracking_runs import KEY_TAG, URI_TAG, experiments, tagged_runs
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-    from mlflow.entities import DatasetInput, Run
-
-log = logging.getLogger(__name__)
-
-UID_TAG = "graft.run_uid"
-KEY_TAG = "graft.key"
-URI_TAG = "graft.uri"
-PARENT_TAG = "mlflow.parentRunId"
-STEP_KEY = re.compile(r"step\..+\.key")
-
-# The most that MLflow lists at once; its default would hide experiments beyond a thousand.
-MAX_EXPERIMENTS = 50_000
 
 
 class TrackingAway(RuntimeError):
@@ -53,13 +37,16 @@ class Tracking:
     Args:
         uri: tracking URI, a database's with an absolute path (`sqlite:////home/me/.graft/mlflow.db`).
         artifact_location: where files of experiments go; None: the server's choice, or beside a SQLite file.
-        init_lock: file that keeps two processes from making a fresh SQLite file at once.
+        init_lock: file that keeps two processes from making the same thing in MLflow at once.
+        browser_uri: where a browser finds MLflow's pages, if it is not the tracking URI.
     Attributes:
         uri: the tracking URI without secrets, to be shown.
         receipts: what was sent, as the outboxes' own files tell.
     """
 
-    def __init__(self, uri: str, *, artifact_location: str | None, init_lock: Path) -> None:
+    def __init__(
+        self, uri: str, *, artifact_location: str | None, init_lock: Path, browser_uri: str | None = None
+    ) -> None:
         self._uri = uri
         database = self._sqlite_file()
         # MLflow's own choice is the folder in which the command happens to run.
@@ -70,6 +57,7 @@ class Tracking:
         self._opened: MlflowClient | None = None
         self.uri = without_secrets(uri)
         self.receipts = Receipts(self.uri)
+        self._browser_uri = without_secrets(browser_uri) if browser_uri else self.uri
 
     def deliver(self, outbox: Outbox, *, parent: Outbox | None = None) -> bool:
         """Send what is not yet sent. Sending again changes nothing; processes that send at once take turns.
@@ -90,13 +78,15 @@ class Tracking:
         if record is None:
             return True
         with turn(outbox.folder.path / ".delivery.lock"), self._translated():
-            # Before anything is read: what is added meanwhile makes another state, which is sent next time.
-            state = outbox.state()
-            receipt = self._open_run(outbox, record)
-            self._send(outbox, record, receipt, end=state.end)
-            self._link(record, receipt, parents=parents_of(record, given=parent))
-            receipt.state = state
-            self.receipts.keep(outbox, receipt)
+            delivery = Delivery(
+                self._client(),
+                outbox,
+                record,
+                receipts=self.receipts,
+                artifact_location=self._artifact_location,
+                lock=self._init_lock,
+            )
+            delivery.send(parents=parents_of(record, given=parent))
         return self.receipts.is_complete(outbox, parent=parent)
 
     def find(self, key: str) -> list[Found]:
@@ -109,9 +99,34 @@ class Tracking:
         if database is not None and not database.exists():
             return []
         with self._translated():
-            runs = self._search(KEY_TAG, key, finished=True)
+            runs = tagged_runs(self._client(), KEY_TAG, key, finished=True)
             found = [run for run in runs if URI_TAG in run.data.tags]
             return [Found(run.info.run_id, run.data.tags[URI_TAG]) for run in found]
+
+    def page_of(self, outbox: Outbox) -> RunPage | None:
+        """Where a browser finds the run of an outbox; None when there is no server, or it has not the run."""
+        receipt = self.receipts.read(outbox)
+        return self._page(receipt.run_id, receipt.experiment_id) if receipt else None
+
+    def page_of_key(self, key: str) -> RunPage | None:
+        """Where a browser finds the run that made the artifact of a key; None when there is no server, or no such run.
+
+        Raises:
+            TrackingAway: MLflow does not answer.
+        """
+        if not self.has_pages:
+            return None
+        with self._translated():
+            runs = tagged_runs(self._client(), KEY_TAG, key, finished=True)
+            return self._page(runs[0].info.run_id, runs[0].info.experiment_id) if runs else None
+
+    @property
+    def has_pages(self) -> bool:
+        """Whether there is a server, or only a database that no browser can open."""
+        return self._browser_uri.startswith("http")
+
+    def _page(self, run_id: str, experiment_id: str) -> RunPage | None:
+        return RunPage(self._browser_uri.rstrip("/"), experiment_id, run_id) if self.has_pages else None
 
     def prepare(self) -> None:
         """Make the database, where this is one that is not there yet: two processes at once could not.
@@ -129,120 +144,8 @@ class Tracking:
             TrackingAway: MLflow does not answer.
         """
         with self._translated():
-            experiments = [one.experiment_id for one in self._client().search_experiments(max_results=MAX_EXPERIMENTS)]
-            runs = self._client().search_runs(experiments, f"attributes.run_id = '{run_id}'")
+            runs = self._client().search_runs(experiments(self._client()), f"attributes.run_id = '{run_id}'")
             return runs[0].data.tags.get(KEY_TAG) if runs else None
-
-    def _open_run(self, outbox: Outbox, record: RunRecord) -> Receipt:
-        # The run's own tag tells, not the receipt: a kill may come between making the run and keeping its
-        # id, and a database may be made anew.
-        runs = self._search(UID_TAG, record.uid)
-        receipt = self.receipts.read(outbox)
-        if receipt is not None and receipt.run_id in {run.info.run_id for run in runs}:
-            return receipt
-        if not runs:
-            experiment, tags = self._experiment(record.experiment), {UID_TAG: record.uid}
-            runs = [self._client().create_run(experiment, record.start_time, tags, run_name=record.name)]
-        receipt = Receipt(run_id=runs[0].info.run_id, experiment_id=runs[0].info.experiment_id)
-        self.receipts.keep(outbox, receipt)
-        return receipt
-
-    def _send(self, outbox: Outbox, record: RunRecord, receipt: Receipt, *, end: RunEnd | None) -> None:
-        from mlflow.entities import RunTag
-
-        if not receipt.recorded:
-            self._send_record(receipt.run_id, record)
-            receipt.recorded = True
-            self.receipts.keep(outbox, receipt)
-        self._send_rows(outbox, receipt)
-        tags = record.tags | outbox.tags()
-        run_tags = [RunTag(name, fit(value, limit=TAG_CHARACTERS)) for name, value in tags.items()]
-        self._client().log_batch(receipt.run_id, tags=run_tags)
-        self._resolve_steps(receipt.run_id, tags)
-        self._send_end(receipt, end)
-
-    def _send_rows(self, outbox: Outbox, receipt: Receipt) -> None:
-        from mlflow.entities import Metric
-
-        for position, rows in outbox.rows(after=receipt.position):
-            for start in range(0, len(rows), ROWS_PER_REQUEST):
-                metrics = [Metric(*row) for row in rows[start : start + ROWS_PER_REQUEST]]
-                self._client().log_batch(receipt.run_id, metrics=metrics)
-            # Killed before this line, the rows are sent again: MLflow keeps equal rows once.
-            receipt.position = position
-            self.receipts.keep(outbox, receipt)
-
-    def _send_record(self, run_id: str, record: RunRecord) -> None:
-        from mlflow.entities import Param
-
-        params = [Param(name, fit(value, limit=PARAM_CHARACTERS)) for name, value in record.params.items()]
-        self._client().log_batch(run_id, params=params)
-        if record.inputs:
-            self._client().log_inputs(run_id, datasets=[_dataset_input(item) for item in record.inputs])
-
-    def _resolve_steps(self, run_id: str, tags: dict[str, str]) -> None:
-        """The tag `step.NAME.key` names what a step reuses; say which run made it, if it is here."""
-        steps = {name.removesuffix(".key"): key for name, key in tags.items() if STEP_KEY.fullmatch(name)}
-        for step, key in steps.items():
-            made = self._search(KEY_TAG, key, finished=True)
-            if made:
-                self._client().set_tag(run_id, f"{step}.run_id", made[0].info.run_id)
-
-    def _send_end(self, receipt: Receipt, end: RunEnd | None) -> None:
-        client = self._client()
-        if end is None:
-            if client.get_run(receipt.run_id).info.status != "RUNNING":
-                client.update_run(receipt.run_id, status="RUNNING")
-            return
-        if receipt.end != end:
-            for artifact_path, local_path in end.files.items():
-                self._send_file(receipt.run_id, artifact_path, Path(local_path))
-            receipt.end = end
-        client.set_terminated(receipt.run_id, status=end.status, end_time=end.end_time)
-
-    def _send_file(self, run_id: str, artifact_path: str, local_path: Path) -> None:
-        if not local_path.is_file():
-            log.warning("%s is not sent to MLflow as %s: the file is gone", local_path, artifact_path)
-            return
-        # MLflow names a file after its source.
-        with TemporaryDirectory() as folder:
-            source = Path(folder) / basename(artifact_path)
-            source.symlink_to(local_path.absolute())
-            self._client().log_artifact(run_id, str(source), dirname(artifact_path) or None)
-
-    def _link(self, record: RunRecord, receipt: Receipt, *, parents: set[str]) -> None:
-        for uid in parents - receipt.parents:
-            run = next(iter(self._search(UID_TAG, uid)), None)
-            if run is None:
-                continue
-            if uid == record.parent:
-                self._client().set_tag(receipt.run_id, PARENT_TAG, run.info.run_id)
-            self._client().set_tag(run.info.run_id, f"step.{record.name}.run_id", receipt.run_id)
-            receipt.parents.add(uid)
-
-    def _search(self, tag: str, value: str, *, finished: bool = False) -> list[Run]:
-        """Runs with a tag, of all experiments: all by their start, or the finished ones, newest first."""
-        client = self._client()
-        experiments = [one.experiment_id for one in client.search_experiments(max_results=MAX_EXPERIMENTS)]
-        status = " AND attributes.status = 'FINISHED'" if finished else ""
-        order = "attributes.end_time DESC" if finished else "attributes.start_time ASC"
-        return list(client.search_runs(experiments, f"tags.`{tag}` = '{value}'{status}", order_by=[order]))
-
-    def _experiment(self, name: str) -> str:
-        client = self._client()
-        from mlflow.exceptions import MlflowException
-
-        known = client.get_experiment_by_name(name)
-        if known is None:
-            # The page of an experiment without this tag shows no list of training runs.
-            tags = {"mlflow.experimentKind": "custom_model_development"}
-            try:
-                return str(client.create_experiment(name, self._artifact_location, tags))
-            except MlflowException as error:
-                known = client.get_experiment_by_name(name)
-                if error.error_code != "RESOURCE_ALREADY_EXISTS" or known is None:
-                    raise
-        return str(known.experiment_id)
 
     def _client(self) -> MlflowClient:
         with self._opening:
@@ -264,16 +167,3 @@ class Tracking:
             cause = scrubbed(" ".join(f"{type(error).__name__}: {error}".split()), uri=self._uri)[:300]
             # Without its cause: the messages of the libraries below hold the whole URI.
             raise TrackingAway(f"MLflow at {self.uri} must take what is sent, but: {cause}") from None
-
-
-def _dataset_input(item: RunInput) -> DatasetInput:
-    from mlflow.entities import Dataset, DatasetInput, InputTag
-
-    scheme = urlsplit(item.uri).scheme
-    dataset = Dataset(
-        name=item.name,
-        digest=dataset_digest(item.digest),
-        source_type="local" if scheme in ("", "file") else scheme,
-        source=json.dumps({"uri": item.uri}),
-    )
-    return DatasetInput(dataset, [InputTag("mlflow.data.context", item.context)])

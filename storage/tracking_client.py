@@ -31,7 +31,7 @@ def open_client(uri: str, *, database: Path | None, init_lock: Path) -> MlflowCl
         database: the SQLite file that `uri` names, if it names one; it is made where it is not there.
         init_lock: file that keeps two processes from making it at once.
     """
-    os.environ.update(MLFLOW_DISABLE_TELEMETRY="true", DO_NOT_TRACK="true")
+    be_quiet()
     for name, value in IMPATIENT.items():
         os.environ.setdefault(name, value)
     from mlflow import MlflowClient
@@ -45,6 +45,11 @@ def open_client(uri: str, *, database: Path | None, init_lock: Path) -> MlflowCl
             if not database.exists():
                 _make_database(database)
     return MlflowClient(uri)
+
+
+def be_quiet() -> None:
+    """To be called before MLflow is imported: it shall tell nobody."""
+    os.environ.update(MLFLOW_DISABLE_TELEMETRY="true", DO_NOT_TRACK="true")
 
 
 def _make_database(path: Path) -> None:

@@ -11,6 +11,7 @@ from uuid import UUID
 
 from prefect import task
 from prefect.artifacts import (
+    create_image_artifact,
     create_markdown_artifact,
     create_progress_artifact,
     create_table_artifact,
@@ -21,7 +22,10 @@ from prefect.client.schemas.objects import State
 from prefect.states import Completed
 
 from storage.errors import StoreUnwritable
+from storage.reports import PICTURES, Report
+from tasks.recording import Recorder
 from tasks.stage import StageResult
+from tasks.summaries import pictures, step_summary
 
 log = logging.getLogger(__name__)
 
@@ -31,21 +35,21 @@ RETRIES = 2
 RETRY_SECONDS = 5
 
 
-def as_task(step: str, call: Callable[[], StageResult[Any]]) -> StageResult[Any]:
+def as_task(step: str, call: Callable[[], StageResult[Any]], *, recorder: Recorder) -> StageResult[Any]:
     """Run a step as a Prefect task run of that name; gives what the call gives.
 
     Called directly, not submitted: only so does a cancelled flow run interrupt it, and a checkpoint is kept. The store
     remembers results, so Prefect need not; a retry resumes.
+
+    Args:
+        recorder: knows where MLflow shows the step.
     """
 
     def body() -> State[StageResult[Any]]:
         result = call()
-        create_markdown_artifact(_summary(result), key=_artifact_key(step, "result"), description=f"Result of {step}")
-        if result.metrics:
-            table = [{"metric": name, "last value": value} for name, value in sorted(result.metrics.items())]
-            create_table_artifact(table, key=_artifact_key(step, "metrics"), description=f"Last values of {step}")
+        _show(step, result, recorder)
         name = "Reused" if result.reused else "Completed"
-        return Completed(data=result, name=name, message=f"{result.artifact!r} at {result.artifact.uri}")
+        return Completed(data=result, name=name, message=f"{step}: {result.artifact!r}")
 
     run = task(
         name=step,
@@ -73,18 +77,21 @@ def _is_worth_a_retry(task: Any, _run: Any, state: State[Any]) -> bool:
     return False
 
 
-def _summary(result: StageResult[Any]) -> str:
-    marker = result.artifact.marker
-    how = "reused, nothing was computed" if result.reused else f"computed in {result.seconds:.1f} s"
-    rows = [
-        ("kind", marker.kind),
-        ("how", how),
-        ("key", f"`{marker.key}`"),
-        ("content digest", f"`{marker.digest}`"),
-        ("place", f"`{result.artifact.uri}`"),
-        *((f"input {name}", f"{ref.kind} `{ref.key[:12]}`") for name, ref in marker.inputs.items()),
-    ]
-    return "| | |\n|---|---|\n" + "\n".join(f"| {name} | {value} |" for name, value in rows)
+def _show(step: str, result: StageResult[Any], recorder: Recorder) -> None:
+    """Put a summary, the last values of curves, and a report's pictures beside the task run."""
+    summary = step_summary(step, result, recorder)
+    create_markdown_artifact(summary, key=_artifact_key(step, "result"), description=f"Result of {step}")
+    if result.metrics:
+        table = [{"metric": name, "last value": value} for name, value in sorted(result.metrics.items())]
+        create_table_artifact(table, key=_artifact_key(step, "metrics"), description=f"Last values of {step}")
+    if isinstance(result.artifact, Report):
+        for name, address in pictures(result.artifact, recorder).items():
+            key = _artifact_key(step, name.removesuffix(".png"))
+            if address.startswith("http"):
+                create_image_artifact(address, key=key, description=PICTURES[name])
+            else:
+                # An image's artifact shows its address as well, and this one is the whole picture.
+                create_markdown_artifact(f"![{PICTURES[name]}]({address})", key=key, description=PICTURES[name])
 
 
 def _artifact_key(step: str, what: str) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import shutil
 import uuid
@@ -15,20 +14,18 @@ from storage.artifact import Marker
 from storage.courier import Courier
 from storage.folder import Folder
 from storage.lease import Lease
+from storage.limits import model_name
 from storage.outbox import Outbox, RunInput, RunRecord, now_ms
-from storage.store import MARKER, Store
-from storage.tracking import KEY_TAG, URI_TAG, Tracking, TrackingAway
+from storage.store import Store
+from storage.tracking import Tracking, TrackingAway
+from storage.tracking_pages import RunPage
+from storage.tracking_runs import KEY_TAG
+from tasks.step_record import DELIVERY_SECONDS, MlflowRecord, flatten
 
 if TYPE_CHECKING:
     from tasks.stage import Lookup
 
 log = logging.getLogger(__name__)
-
-DELIVERY_SECONDS = 30.0
-# Larger files are found by their artifact's URI.
-SMALL_FILE_BYTES = 64 * 2**20
-SMALL_FILES = (".json", ".html", ".png", ".safetensors")
-
 
 GONE = "the process that was at it is gone"
 
@@ -66,6 +63,15 @@ class Recorder(Protocol):
     def reused(self, step: str, key: str) -> None:
         """A step was not computed, because the artifact of this key is there."""
 
+    def register(self, key: str) -> None:
+        """The encoder of this key is what the pipeline is for: it becomes a version of the recipe's model."""
+
+    def page(self, key: str) -> RunPage | None:
+        """Where a browser finds the run that made the artifact of a key."""
+
+    def pipeline_page(self) -> RunPage | None:
+        """Where a browser finds the run of the pipeline."""
+
 
 class NoRecord:
     """A step that nobody is told about."""
@@ -94,43 +100,12 @@ class NoRecorder:
         return None
 
     def reused(self, step: str, key: str) -> None: ...
+    def register(self, key: str) -> None: ...
+    def page(self, key: str) -> RunPage | None:
+        return None
 
-
-class MlflowRecord:
-    """One step's outbox, and the courier that sends it."""
-
-    def __init__(self, outbox: Outbox, courier: Courier) -> None:
-        self._outbox = outbox
-        self._courier = courier
-        courier.signal()
-
-    def log(self, metrics: Mapping[str, float], *, step: int) -> None:
-        self._outbox.log(metrics, step=step)
-
-    def commit(self) -> int:
-        return self._outbox.commit()
-
-    def release(self, position: int) -> None:
-        self._outbox.release(position)
-        self._courier.signal()
-
-    def truncate(self, position: int) -> None:
-        self._outbox.truncate(position)
-
-    def stopped(self, error: BaseException) -> None:
-        failed = isinstance(error, Exception)
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:500]
-        try:
-            self._outbox.finish("FAILED" if failed else "KILLED", tags={"graft.error": reason})
-        except Exception as second:
-            # The first error is the one to show: this one follows from it (a full disk, a lost lease).
-            log.warning("the end of the step could not be recorded: %s", second)
-            return
-        self._courier.close(timeout=DELIVERY_SECONDS)
-
-    def finished(self, marker: Marker, folder: Folder) -> bool:
-        self._outbox.finish("FINISHED", tags=_result_tags(marker, folder), files=_small_files(marker, folder))
-        return self._courier.close(timeout=DELIVERY_SECONDS)
+    def pipeline_page(self) -> RunPage | None:
+        return None
 
 
 class MlflowRecorder:
@@ -147,6 +122,7 @@ class MlflowRecorder:
         self._pipelines = pipelines
         self._parent: Outbox | None = None
         self._alive: Lease | None = None
+        self._page: RunPage | None = None
         self._warned = False
 
     def begin(self, *, params: Mapping[str, Any], tags: Mapping[str, str]) -> None:
@@ -166,11 +142,12 @@ class MlflowRecorder:
             )
         )
 
-    def end(self, error: BaseException | None) -> None:
-        """Close the run of the pipeline."""
+    def end(self, error: BaseException | None, *, scores: Mapping[str, float] | None = None) -> None:
+        """Close the run of the pipeline, with what it came to."""
         if self._parent is None:
             return
         if error is None:
+            self._parent.log(scores or {}, step=0)
             self._parent.finish("FINISHED")
         else:
             self._parent.finish("FAILED" if isinstance(error, Exception) else "KILLED")
@@ -180,7 +157,9 @@ class MlflowRecorder:
             self._alive.__exit__(None, None, None)
 
     def _deliver_pipeline(self, outbox: Outbox) -> None:
-        if Courier(self.tracking, outbox).close(timeout=DELIVERY_SECONDS):
+        sent = Courier(self.tracking, outbox).close(timeout=DELIVERY_SECONDS)
+        self._page = self.tracking.page_of(outbox)
+        if sent:
             shutil.rmtree(outbox.folder.path)
 
     def _pipeline_lease(self, uid: str) -> Lease:
@@ -211,16 +190,31 @@ class MlflowRecorder:
                 start_time=now_ms(),
             )
         )
-        return MlflowRecord(outbox, Courier(self.tracking, outbox, parent=self._parent))
+        record = MlflowRecord(outbox, Courier(self.tracking, outbox, parent=self._parent))
+        record.sample()
+        return record
 
     def find(self, key: str) -> list[str]:
         try:
             return [found.uri for found in self.tracking.find(key)]
         except TrackingAway as error:
-            if not self._warned:
-                log.warning("%s. Only the store of this machine is searched", error)
-            self._warned = True
+            self._warn_once("%s. Only the store of this machine is searched", error)
             return []
+
+    def page(self, key: str) -> RunPage | None:
+        try:
+            return self.tracking.page_of_key(key)
+        except TrackingAway as error:
+            self._warn_once("%s. Summaries have no links to it", error)
+            return None
+
+    def pipeline_page(self) -> RunPage | None:
+        return self._page if self._parent is None else self.tracking.page_of(self._parent)
+
+    def _warn_once(self, message: str, error: TrackingAway) -> None:
+        if not self._warned:
+            log.warning(message, error)
+        self._warned = True
 
     def key_of(self, run_id: str) -> str | None:
         return self.tracking.key_of(run_id)
@@ -228,6 +222,10 @@ class MlflowRecorder:
     def reused(self, step: str, key: str) -> None:
         if self._parent is not None:
             self._parent.mark_step(step, key=key)
+
+    def register(self, key: str) -> None:
+        if self._parent is not None:
+            self._parent.mark_model(model_name(self._experiment), key=key)
 
     def settle(self, store: Store) -> None:
         """Send what runs before this one could not: they were killed, or MLflow was away."""
@@ -275,26 +273,3 @@ class MlflowRecorder:
 
 def _folders(path: Path) -> list[Folder]:
     return [Folder(folder) for folder in sorted(path.iterdir())] if path.is_dir() else []
-
-
-def _result_tags(marker: Marker, folder: Folder) -> dict[str, str]:
-    return {
-        URI_TAG: folder.path.parent.as_uri(),
-        "graft.digest": marker.digest,
-        "graft.kind": marker.kind,
-        "graft.seconds": f"{marker.seconds:.1f}",
-    }
-
-
-def _small_files(marker: Marker, folder: Folder) -> dict[str, str]:
-    small = [file for file in marker.files if file.path.endswith(SMALL_FILES) and file.size <= SMALL_FILE_BYTES]
-    files = {file.path: str(folder.path / file.path) for file in small if "zarr.json" not in file.path}
-    return {MARKER: str(folder.path.parent / MARKER), **files}
-
-
-def flatten(value: Any, prefix: str = "") -> dict[str, str]:
-    """Nested settings as MLflow's flat params: {"a": {"b": 1}} gives {"a.b": "1"}."""
-    if isinstance(value, Mapping) and value:
-        parts = (flatten(part, f"{prefix}{name}.") for name, part in value.items())
-        return {name: text for part in parts for name, text in part.items()}
-    return {prefix.rstrip("."): value if isinstance(value, str) else json.dumps(value)}

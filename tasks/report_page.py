@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
 
-from storage.centroids import Centroids
 from storage.dataset_index import DatasetIndex
 from storage.images import decode
 from storage.labels import Labels
@@ -25,34 +24,34 @@ MONTAGE_IMAGES = 8
 THUMBNAIL_PIXELS = 48
 
 
-def render(
-    title: str,
-    tables: dict[str, Any],
-    *,
-    centroids: Centroids,
-    labels: Labels,
-    images: DatasetIndex,
-    runtime: Runtime,
-) -> str:
-    """The page as HTML."""
+def draw(tables: dict[str, Any], *, labels: Labels, images: DatasetIndex, runtime: Runtime) -> dict[str, bytes]:
+    """The pictures of the page as PNG, by file name."""
+    figures = {
+        "scores.png": _score_figure(tables["scores"]),
+        "clusters.png": _cluster_figure(tables["clusters"]),
+        "montage.png": _montage(labels, images, runtime),
+    }
+    return {name: _png(figure) for name, figure in figures.items()}
+
+
+def render(title: str, tables: dict[str, Any], *, pictures: dict[str, bytes]) -> str:
+    """The page as HTML, with its pictures inside."""
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES), autoescape=select_autoescape(), undefined=StrictUndefined
     )
-    return environment.get_template("report.html.j2").render(
-        title=title,
-        tables=tables,
-        figures={
-            "scores": _data_uri(_score_figure(tables["scores"])),
-            "clusters": _data_uri(_cluster_figure(tables["clusters"])),
-        },
-        montage=_data_uri(_montage(labels, images, runtime)),
-    )
+    inside = {name.removesuffix(".png"): picture_uri(png) for name, png in pictures.items()}
+    return environment.get_template("report.html.j2").render(title=title, tables=tables, pictures=inside)
 
 
-def _data_uri(figure: Figure) -> str:
+def picture_uri(png: bytes) -> str:
+    """A PNG as an address that needs no server."""
+    return "data:image/png;base64," + base64.b64encode(png).decode()
+
+
+def _png(figure: Figure) -> bytes:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=110, bbox_inches="tight", metadata={"Software": None})
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+    return buffer.getvalue()
 
 
 def _score_figure(rows: list[dict[str, Any]]) -> Figure:
@@ -123,5 +122,6 @@ def _montage(labels: Labels, images: DatasetIndex, runtime: Runtime) -> Figure:
                 pixels = decode(reader.read(int(position)))
                 size = (THUMBNAIL_PIXELS, THUMBNAIL_PIXELS)
                 axes.imshow(np.asarray(Image.fromarray(pixels).resize(size)))
-        grid[row][0].set_title(f"{cluster}: {sizes[cluster]}", fontsize=6, loc="left", pad=2)
+        place = {"transform": grid[row][0].transAxes, "ha": "right", "va": "center"}
+        grid[row][0].text(-0.15, 0.5, f"{cluster}: {sizes[cluster]}", fontsize=6, **place)
     return figure

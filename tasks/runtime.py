@@ -25,6 +25,7 @@ class Runtime(BaseSettings):
     home: Path = Field(default_factory=default_home, description="Folder of everything Graft keeps.")
     store: Path | None = Field(None, description="Folder of the artifacts; GRAFT_HOME/store by default.")
     tracking_uri: str | None = Field(None, description="MLflow's address; a SQLite file in GRAFT_HOME by default.")
+    tracking_ui_url: str | None = Field(None, description="MLflow's address for browsers, if it is another one.")
     prefect_api_url: str | None = Field(None, description="Prefect's address; a local server is started by default.")
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N; auto is cuda where there is one.")
     workers: NonNegativeInt = Field(

@@ -13,7 +13,7 @@ from storage.dataset_index import DatasetIndex
 from storage.labels import Labels
 from storage.metrics import Metrics
 from storage.reports import Report, write_report_files
-from tasks.report_page import render
+from tasks.report_page import draw, render
 from tasks.stage import Work, stage
 
 ENCODERS = {
@@ -54,8 +54,9 @@ def write_report(
             for name, artifact in _all(centroids, labels, student_images, results).items()
         ],
     }
-    page = render(config.title, tables, centroids=centroids, labels=labels, images=student_images, runtime=work.runtime)
-    write_report_files(work.data, page=page, tables=tables)
+    pictures = draw(tables, labels=labels, images=student_images, runtime=work.runtime)
+    page = render(config.title, tables, pictures=pictures)
+    write_report_files(work.data, page=page, tables=tables, pictures=pictures)
 
 
 def _all(

@@ -11,7 +11,7 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
-from tests.end_to_end.command import SCRIPT, PrefectApi, answer_of, environment, eventually, processes_of
+from tests.end_to_end.command import SCRIPT, PrefectApi, answer_of, environment, eventually
 
 ENDED = ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
 
@@ -116,11 +116,28 @@ class Served:
         runs = self._mlflow("runs/search", experiment_ids=ids, max_results=500).get("runs", [])
         return [{"id": run["info"]["run_id"], "name": run["info"]["run_name"], **run["info"]} for run in runs]
 
+    def newest(self, name: str) -> dict[str, Any]:
+        """The last run of a name that MLflow heard of."""
+        named = [one for one in self.mlflow_runs() if one["name"] == name]
+        return max(named, key=lambda one: int(one["start_time"]))
+
     def metric_steps(self, run: dict[str, Any], metric: str) -> list[int]:
         """The steps at which MLflow holds a metric."""
         url = f"{self.mlflow}/api/2.0/mlflow/metrics/get-history?run_id={run['id']}&metric_key={metric}"
         rows = answer_of(urllib.request.Request(url)).get("metrics", [])
         return [int(row.get("step", 0)) for row in rows]
+
+    def model(self, name: str) -> dict[str, str]:
+        """Alias -> the run whose artifacts are that version of a registered model."""
+        url = f"{self.mlflow}/api/2.0/mlflow"
+        known = answer_of(urllib.request.Request(f"{url}/registered-models/get?name={name}"))["registered_model"]
+        versions = {
+            one["alias"]: answer_of(
+                urllib.request.Request(f"{url}/model-versions/get?name={name}&version={one['version']}")
+            )
+            for one in known["aliases"]
+        }
+        return {alias: version["model_version"]["run_id"] for alias, version in versions.items()}
 
     def _mlflow(self, path: str, **body: Any) -> Any:
         request = urllib.request.Request(
@@ -130,17 +147,16 @@ class Served:
 
 
 def processes(home: Path) -> list[tuple[int, str]]:
-    """(pid, command line) of all processes of a home."""
-    wanted = set(processes_of(home))
+    """(pid, command line) of all processes that were started with this home, or below a process that was."""
     found = []
     for process in Path("/proc").iterdir():
-        if process.name.isdigit():
-            try:
+        try:
+            if process.name.isdigit() and str(home).encode() in (process / "environ").read_bytes():
                 command = (process / "cmdline").read_bytes().replace(b"\0", b" ").decode()
-            except OSError:
-                continue
-            if command in wanted:
                 found.append((int(process.name), command))
+        except OSError:
+            # One that has just ended.
+            continue
     return found
 
 

@@ -226,6 +226,10 @@ def test_a_full_disk_and_a_read_only_one(small_disk: SmallDisk, smoke_home: Path
     read_only = small_disk.run(*command, env=env)
     assert "must be writable, but the system says: Read-only file system" in error_of(read_only)
     assert read_only.computed == []
+    ill = small_disk.run("doctor", env=env)
+    assert ill.code == 1
+    said = " ".join(ill.stdout.split())
+    assert "store broken" in said and "Read-only file system" in said and "0.0 GiB free" in said
 
     small_disk.mount("-o", "remount,rw,size=64m")
     roomy = small_disk.run(*command, env=env)

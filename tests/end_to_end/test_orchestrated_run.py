@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import re
 import shutil
@@ -9,6 +10,7 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
+from urllib.parse import urlsplit
 
 import pytest
 from mlflow import MlflowClient
@@ -144,6 +146,23 @@ def test_prefect_shows_progress_and_results(place: Place, first: Command) -> Non
         assert f"{step}-result".replace("_", "-") in first.artifacts
 
 
+def test_prefect_shows_the_run_s_result_and_the_report_s_pictures(place: Place, first: Command) -> None:
+    shown = first.artifacts["pipeline-result"]
+    assert shown["type"] == "markdown"
+    for score in ("knn", "linear", "finetuned"):
+        assert f"photographs: {score}" in shown["data"]
+    assert "| student (teacher's clusters) |" in shown["data"] and "not shown" in shown["data"]
+    page = first.result.stdout.rsplit("report: ", 1)[1].strip()
+    # No server has the report: its place is told.
+    assert f"report: `{page}`" in shown["data"]
+    for picture in ("scores", "clusters", "montage"):
+        kept = (Path(page).parent / f"{picture}.png").read_bytes()
+        assert kept.startswith(b"\x89PNG")
+        inside = first.artifacts[f"write-report-{picture}"]
+        assert inside["type"] == "markdown"
+        assert base64.b64encode(kept).decode() in inside["data"]
+
+
 def test_a_second_run_computes_only_what_was_forced_or_damaged(second: Command) -> None:
     assert second.result.code == 0
     assert (second.num_flow_runs, second.flow_run["state_name"]) == (2, "Completed")
@@ -207,6 +226,41 @@ def test_mlflow_has_params_curves_and_inputs_of_a_step(place: Place, mlflow_clie
     assert labels.key in json.loads(given["labels"].source)["uri"]
     files = {file.path for file in mlflow_client.list_artifacts(run.info.run_id)}
     assert files == {"marker.json", "encoder.json", "weights.safetensors"}
+
+
+def test_mlflow_tells_what_the_machine_did_during_each_step(mlflow_client: MlflowClient) -> None:
+    for run in children(mlflow_client, pipelines(mlflow_client)[0]).values():
+        for name in ("cpu_utilization_percentage", "system_memory_usage_percentage", "disk_usage_percentage"):
+            samples = mlflow_client.get_metric_history(run.info.run_id, f"system/{name}")
+            assert [sample.step for sample in samples] == list(range(1, len(samples) + 1)) and samples
+            assert all(0 <= sample.value <= 100 for sample in samples)
+            assert all(run.info.start_time <= sample.timestamp <= run.info.end_time for sample in samples)
+
+
+def test_the_student_is_one_version_of_the_recipe_s_model_although_it_was_reused(
+    place: Place, second: Command, mlflow_client: MlflowClient
+) -> None:
+    assert "train_student" in second.result.reused
+    (version,) = mlflow_client.search_model_versions("name = 'smoke'")
+    made, again, *_ = pipelines(mlflow_client)
+    student = children(mlflow_client, made)["train_student"]
+    assert (version.run_id, version.source) == (student.info.run_id, student.info.artifact_uri)
+    assert version.tags["graft.key"] == keys_of_steps(place.home)["train_student"]
+    assert mlflow_client.get_registered_model("smoke").aliases == {"candidate": version.version}
+    assert {run.data.tags["model.smoke.version"] for run in (made, again)} == {str(version.version)}
+    there = Path(urlsplit(mlflow_client.get_model_version_download_uri("smoke", version.version)).path)
+    assert {path.name for path in there.iterdir()} == {"marker.json", "encoder.json", "weights.safetensors"}
+
+
+def test_the_pipeline_s_run_has_the_scores_so_that_runs_can_be_compared(
+    first: Command, second: Command, mlflow_client: MlflowClient
+) -> None:
+    encoders, scores = ("teacher", "student", "direct", "random"), ("knn", "linear", "finetuned")
+    made, again, *_ = pipelines(mlflow_client)
+    assert set(made.data.metrics) == {f"photographs/{score}/{who}" for score in scores for who in encoders}
+    assert made.data.metrics == again.data.metrics
+    shown = f"{100 * made.data.metrics['photographs/knn/student']:.1f} ("
+    assert shown in first.result.stdout
 
 
 def test_the_pipeline_s_run_names_the_run_of_every_step(

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from flows.local_server import free_port
-from tests.end_to_end.command import ROAD, eventually, processes_of
+from tests.end_to_end.command import ROAD, WarmGraft, environment, eventually, processes_of
 from tests.end_to_end.served import Served, request
 
 # Not the recipe's own, so that it can be told how long it trains.
@@ -34,8 +34,18 @@ def test_a_deployment_runs_the_road_and_both_servers_tell_of_it(served: Served) 
     artifacts = {one["key"]: one for one in served.prefect.of_flow_run("artifacts", run)}
     assert {"train-student-result", "train-student-progress", "train-student-metrics"} <= set(artifacts)
     assert " steps/s, 0:00:00 left" in artifacts["train-student-progress"]["description"]
-    status = {one["name"]: one["status"] for one in served.mlflow_runs()}
-    assert status["smoke"] == status["train_student"] == "FINISHED"
+    runs = {one["name"]: one for one in served.mlflow_runs()}
+    assert runs["smoke"]["status"] == runs["train_student"]["status"] == "FINISHED"
+    pages = {
+        name: f"({served.mlflow}/#/experiments/{one['experiment_id']}/runs/{one['id']}?" for name, one in runs.items()
+    }
+    summary = artifacts["train-student-result"]["data"]
+    assert f"[train_student]{pages['train_student']}" in summary and pages["smoke"] in summary
+    # A reused step is linked to the run that made it.
+    assert pages["index_pretext"] in artifacts["index-cluster-result"]["data"]
+    assert pages["smoke"] in artifacts["pipeline-result"]["data"]
+    assert served.metric_steps(runs["train_student"], "system/cpu_utilization_percentage")[0] == 1
+    assert served.model("smoke") == {"candidate": runs["train_student"]["id"]}
 
 
 def test_one_step_runs_alone_and_reuses_all_above_it(served: Served) -> None:
@@ -58,6 +68,23 @@ def test_a_step_takes_the_input_that_it_is_given(served: Served) -> None:
     given = request(only=["train_student"], use={"assign_labels": labels["id"]}, changes=["seed=9"])
     run = served.ended(served.start("knowledge-transfer", "train-student", given))
     assert run["state_type"] == "COMPLETED", run["state"]["message"]
+    # Another student is another version.
+    student = served.newest("train_student")
+    assert served.model("smoke") == {"candidate": student["id"]}
+
+
+def test_the_doctor_finds_all_that_scheduled_runs_need(served: Served, warm: WarmGraft) -> None:
+    env = environment(served.home, prefect_api_url=served.prefect.url, tracking_uri=served.mlflow)
+    healthy = warm("doctor", env=env)
+    assert healthy.code == 0, healthy.stdout
+    said = " ".join(healthy.stdout.split())
+    assert "version 3" in said and "there is one at the work pool graft" in said
+    assert "with their queues and the automation for silent runs" in said
+    assert f"{served.mlflow} answers" in said and "nobody from another machine" in said
+    secret = served.mlflow.replace("//", "//ann:s3cret@").replace(served.mlflow.rpartition(":")[2], "9")
+    ill = warm("doctor", env=environment(served.home, prefect_api_url=f"{secret}/api", tracking_uri=secret))
+    assert (ill.code, ill.stdout.count("does not answer")) == (1, 2)
+    assert "s3cret" not in ill.stdout + ill.stderr
 
 
 def test_a_schedule_starts_runs(served: Served) -> None:

@@ -129,7 +129,6 @@ def _works(served: Served) -> list[Any]:
 
 def _require_whole(served: Served) -> None:
     """MLflow holds one finished run of the last teacher's training, each step of it once, up to the last."""
-    teachers = [one for one in served.mlflow_runs() if one["name"] == "train_pretext"]
-    teacher = max(teachers, key=lambda one: int(one["start_time"]))
+    teacher = served.newest("train_pretext")
     steps = served.metric_steps(teacher, "lr")
     assert teacher["status"] == "FINISHED" and steps == sorted(set(steps)) and steps[-1] >= STEPS

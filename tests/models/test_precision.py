@@ -22,7 +22,7 @@ def test_bf16_is_computed_in_bf16_and_float32_is_not() -> None:
 def test_emulated_bf16_is_said_once(
     native: bool, warnings: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(precision, "_multiplies_bf16", lambda kind: native)
+    monkeypatch.setattr(precision, "multiplies_bf16", lambda kind: native)
     precision._warn_once.cache_clear()
     with caplog.at_level(logging.WARNING):
         for _ in range(3):

@@ -36,7 +36,7 @@ def test_a_refusal_shows_no_secret(desk: Any, tmp_path: Path, server: Any, caplo
     assert known.deliver(outbox)
     kept = [outbox.folder.read(name).decode() for name in outbox.folder.files()]
     run = desk.run_of(server.tracking, outbox).to_dictionary()
-    url = known.receipts.run_url(outbox)
+    url = known.page_of(outbox)
     for text in (caplog.text, str(courier.error), closed.uri, str(kept), str(run), str(url)):
         assert "s3cret" not in text and "ann:" not in text
 

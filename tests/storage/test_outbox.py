@@ -34,6 +34,23 @@ def test_opening_again_keeps_the_first_record(folder: Folder) -> None:
     assert Outbox(folder).record() == record("a1", params={"lr": "1"})
 
 
+def test_samples_of_the_machine_wait_for_no_checkpoint_and_are_never_dropped(folder: Folder) -> None:
+    outbox = Outbox(folder)
+    outbox.open(record())
+    states = [outbox.state()]
+    for value in (1.0, 2.0):
+        outbox.sample({"system/cpu": value})
+        states.append(outbox.state())
+    resumed = Outbox(folder)
+    resumed.truncate(0)
+    resumed.sample({"system/cpu": 3.0})
+    rows = [row for _, rows in Outbox(folder).samples(after=1) for row in rows]
+    assert [(row.key, row.value, row.step) for row in rows] == [("system/cpu", 2.0, 2), ("system/cpu", 3.0, 3)]
+    assert len({state.model_dump_json() for state in [*states, resumed.state()]}) == 4
+    with pytest.raises(ValueError, match="Rename it"):
+        resumed.sample({"a=b": 1.0})
+
+
 def test_opening_again_takes_the_end_back(folder: Folder) -> None:
     outbox = Outbox(folder)
     outbox.open(record())

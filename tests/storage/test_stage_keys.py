@@ -42,6 +42,7 @@ OTHER_RUNTIME: dict[str, Any] = {
     "home": Path("elsewhere"),
     "store": Path("another store"),
     "tracking_uri": "https://mlflow.example.org",
+    "tracking_ui_url": "https://mlflow.example",
     "prefect_api_url": "https://prefect.example.org/api",
     "device": "cuda:1",
     "workers": 7,

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import threading
+import urllib.request
 import uuid
 from pathlib import Path
 from typing import Any
@@ -55,6 +56,9 @@ def test_delivering_again_changes_nothing(desk: Any, tracking: Tracking) -> None
     item = RunInput(name="places", digest="e" * 64, uri="file:///data/places", context="training")
     outbox = desk.open(params={"lr": "0.1"}, inputs=[item])
     desk.log_steps(outbox, *range(5))
+    outbox.sample({"system/cpu_utilization_percentage": 50.0})
+    assert tracking.deliver(outbox)
+    outbox.sample({"system/cpu_utilization_percentage": 60.0})
     outbox.finish("FINISHED", tags={"a": "1"})
     assert tracking.deliver(outbox)
     before = str(desk.run_of(tracking, outbox).to_dictionary())
@@ -63,6 +67,9 @@ def test_delivering_again_changes_nothing(desk: Any, tracking: Tracking) -> None
     assert tracking.deliver(outbox)
     assert str(desk.run_of(tracking, outbox).to_dictionary()) == before
     desk.assert_each_row_once(tracking, outbox, steps=[0, 1, 2, 3, 4])
+    run_id = desk.run_of(tracking, outbox).info.run_id
+    samples = desk.client(tracking).get_metric_history(run_id, "system/cpu_utilization_percentage")
+    assert [(sample.step, sample.value) for sample in samples] == [(1, 50.0), (2, 60.0)]
 
 
 def test_what_is_sent_is_not_sent_again(desk: Any, sqlite: Tracking, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -177,6 +184,93 @@ def test_a_reused_step_is_marked_once_its_run_is_known(desk: Any, sqlite: Tracki
     parent.finish("FINISHED")
     assert sqlite.deliver(parent)
     assert desk.run_of(sqlite, parent).data.tags["step.cluster.run_id"] == desk.run_of(sqlite, made).info.run_id
+
+
+def finished_encoder(desk: Any, tracking: Tracking, folder: Path, *, key: str) -> Any:
+    """The run of a step that made an encoder, delivered."""
+    weights = folder / "weights.safetensors"
+    weights.write_bytes(b"weights")
+    made = desk.open(f"student-{key}", tags={KEY_TAG: key})
+    made.finish("FINISHED", files={weights.name: str(weights)})
+    assert tracking.deliver(made)
+    return desk.run_of(tracking, made)
+
+
+def test_an_encoder_becomes_one_version_of_a_model_however_often_it_is_said(
+    desk: Any, tracking: Tracking, tmp_path: Path
+) -> None:
+    client, model = desk.client(tracking), f"recipe {uuid.uuid4().hex}"
+    runs = {}
+    for number in (1, 2, 1):
+        pipeline = desk.open(f"pipeline-{uuid.uuid4().hex}")
+        pipeline.mark_model(model, key=f"{model} {number}")
+        # Not before its run is here.
+        assert tracking.deliver(pipeline)
+        if number not in runs:
+            assert f"model.{model}.version" not in desk.run_of(tracking, pipeline).data.tags
+            runs[number] = finished_encoder(desk, tracking, tmp_path, key=f"{model} {number}")
+        pipeline.finish("FINISHED")
+        assert tracking.deliver(pipeline)
+        shutil.rmtree(pipeline.folder.path / "delivered")
+        assert tracking.deliver(pipeline)
+        assert desk.run_of(tracking, pipeline).data.tags[f"model.{model}.version"] == str(number)
+    versions = {int(one.version): one for one in client.search_model_versions(f"name = '{model}'")}
+    assert {version: one.run_id for version, one in versions.items()} == {
+        number: run.info.run_id for number, run in runs.items()
+    }
+    assert versions[1].tags[KEY_TAG] == f"{model} 1"
+    # The newest one; a champion is for people to name.
+    assert int(client.get_registered_model(model).aliases["candidate"]) == 2
+    files = client.list_artifacts(versions[1].run_id)
+    assert [file.path for file in files] == ["weights.safetensors"]
+    assert versions[1].source == runs[1].info.artifact_uri
+
+
+def test_a_kill_before_a_version_has_its_alias(
+    desk: Any, sqlite: Tracking, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mlflow import MlflowClient
+
+    finished_encoder(desk, sqlite, tmp_path, key="aliasless")
+    pipeline = desk.open("pipeline")
+    pipeline.mark_model("aliasless", key="aliasless")
+
+    def die(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as killed:
+        killed.setattr(MlflowClient, "set_registered_model_alias", die)
+        with pytest.raises(KeyboardInterrupt):
+            sqlite.deliver(pipeline)
+    assert sqlite.deliver(pipeline)
+    client = desk.client(sqlite)
+    assert int(client.get_registered_model("aliasless").aliases["candidate"]) == 1
+    assert len(client.search_model_versions("name = 'aliasless'")) == 1
+
+
+def test_a_browser_finds_a_run_and_its_files(desk: Any, server: Any, sqlite: Tracking, tmp_path: Path) -> None:
+    picture = tmp_path / "a picture.png"
+    picture.write_bytes(b"pixels")
+    outbox = desk.open(tags={KEY_TAG: "seen"})
+    outbox.finish("FINISHED", files={picture.name: str(picture)})
+    assert server.tracking.page_of(outbox) is None
+    for tracking in (server.tracking, sqlite):
+        assert tracking.deliver(outbox)
+    page = server.tracking.page_of(outbox)
+    assert page == server.tracking.page_of_key("seen")
+    run = desk.run_of(server.tracking, outbox)
+    place = f"{server.uri}/#/experiments/{run.info.experiment_id}/runs/{run.info.run_id}"
+    assert page.url.partition("?")[0] == place
+    assert page.file_page("a picture.png").partition("?")[0] == f"{place}/artifacts/a%20picture.png"
+    with urllib.request.urlopen(page.file_url("a picture.png")) as answer:
+        assert (answer.read(), answer.headers["Content-Type"]) == (b"pixels", "image/png")
+    assert server.tracking.page_of_key("no such key") is None
+    # A database is no server.
+    assert sqlite.page_of(outbox) is None and sqlite.page_of_key("seen") is None
+    elsewhere = Tracking(
+        server.uri, artifact_location=None, init_lock=tmp_path, browser_uri="https://ann:s3cret@mlflow.example/base/"
+    )
+    assert elsewhere.page_of(outbox).url.startswith("https://mlflow.example/base/#/experiments/")
 
 
 def test_find_gives_finished_runs_newest_first(desk: Any, tracking: Tracking, monkeypatch: pytest.MonkeyPatch) -> None:
