@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -59,6 +59,8 @@ class Road:
         self.settings = {name: name for name in ("teacher", "features", "labels", "probe", "report")}
         self.keys: dict[str, str] = {}
         self.results: dict[str, StageResult[Any]] = {}
+        # The steps that the user was told of, in the last run.
+        self.told: list[str] = []
 
     def flow(self, run: Any) -> Any:
         images = run("images", read, Config(text="i"))
@@ -78,12 +80,22 @@ class Road:
             self.context,
             history,
             chosen,
-            on_done=lambda step, result: None if result.reused else order.append(step),
+            on_done=self._done(order),
             on_key=lambda step, key: self.keys.update({step: key}),
         )
         executor.follow(self.flow)
         self.results = executor.results
         return order
+
+    def _done(self, computed: list[str]) -> Callable[[str, StageResult[Any]], None]:
+        self.told = []
+
+        def done(step: str, result: StageResult[Any]) -> None:
+            self.told.append(step)
+            if not result.reused:
+                computed.append(step)
+
+        return done
 
     def states(self) -> dict[str, str]:
         return {step: status.state for step, status in self.plan().steps.items()}
@@ -177,7 +189,7 @@ def test_what_a_changed_step_needs_is_made_again_and_no_more(
 def test_two_steps_that_need_it_make_it_once(road: Road) -> None:
     road.collect("images", "teacher", "features")
     road.settings |= {"probe": "P", "labels": "L"}
-    assert road.run() == ["images", "teacher", "features", "labels", "probe", "report"]
+    assert road.run() == ["images", "teacher", "features", "labels", "probe", "report"] == road.told
 
 
 def test_what_comes_back_with_other_content_is_followed_by_all_below_it(

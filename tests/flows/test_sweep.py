@@ -67,6 +67,7 @@ def test_what_combinations_share_is_counted_once(runtime: Runtime) -> None:
     # Student, its features, probe and finetuning, and the report.
     assert int(third["own"]) == int(fourth["own"]) == 6
     assert int(second["own"]) == int(third["own"]) + 2
+    assert all(int(row["own"]) + int(row["shared"]) == int(row["steps"]) for row in plan.rows())
     own = sum(int(row["own"]) for row in plan.rows())
     assert str(plan).startswith("4 runs of ") and str(plan).endswith(f"{own} are to be computed")
     assert not runtime.store_root.exists()
