@@ -15,7 +15,6 @@ from flows.execute import Around, Executor, directly
 from flows.knowledge_transfer import REPORT, STUDENT, knowledge_transfer
 from flows.plan import GONE, THERE, Planner, StepHistory, StepStatus
 from flows.recipe import Recipe, RecipeName, load_recipe
-from flows.results import score_metrics
 from flows.selection import Selection
 from storage.errors import StoreUnwritable
 from storage.folder import Folder
@@ -27,6 +26,7 @@ from tasks.recording import MlflowRecorder, NoRecorder
 from tasks.reporting import Silent
 from tasks.runtime import Runtime
 from tasks.stage import Context, Reporter, StageResult
+from tasks.write_report import score_metrics
 
 log = logging.getLogger(__name__)
 

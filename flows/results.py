@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from tasks.write_report import ENCODERS
-
 
 class TextTable(NamedTuple):
     """A heading, and rows of as many cells."""
@@ -37,12 +35,6 @@ def differences(tables: dict[str, Any]) -> TextTable:
         verdict = ("better" if row["difference"] > 0 else "worse") if row["shown"] else "not shown"
         rows.append([row["task"], row["score"], row["against"], f"{100 * row['difference']:+.1f}", interval, verdict])
     return TextTable(["task", "score", "against", "difference", "95 % interval", ""], rows)
-
-
-def score_metrics(tables: dict[str, Any]) -> dict[str, float]:
-    """The scores by name, `TASK/SCORE/ENCODER`, so that runs can be compared by them."""
-    names = {shown: name for name, shown in ENCODERS.items()}
-    return {f"{row['task']}/{row['score']}/{names[row['encoder']]}": row["value"] for row in tables["scores"]}
 
 
 def _score(row: dict[str, Any] | None) -> str:

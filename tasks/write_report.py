@@ -93,6 +93,12 @@ def score_table(results: dict[str, Metrics]) -> list[dict[str, Any]]:
     return rows
 
 
+def score_metrics(tables: dict[str, Any]) -> dict[str, float]:
+    """The scores by name, `TASK/SCORE/ENCODER`, so that runs can be compared by them."""
+    names = {shown: name for name, shown in ENCODERS.items()}
+    return {f"{row['task']}/{row['score']}/{names[row['encoder']]}": row["value"] for row in tables["scores"]}
+
+
 def difference_table(results: dict[str, Metrics]) -> list[dict[str, Any]]:
     """Student minus each of the others, image by image, with a 95 % interval; `shown` says that it excludes 0."""
     rows = []

@@ -196,6 +196,17 @@ def test_a_failing_step_is_one_line_for_the_user_and_failed_for_prefect_and_mlfl
     assert "num_clusters must be at most" in child.data.tags["graft.error"]
 
 
+def test_the_doctor_tells_what_is_left_and_what_the_server_lacks(
+    env: dict[str, str], failed: Command, warm: WarmGraft
+) -> None:
+    result = warm("doctor", env=env)
+    said = " ".join(result.stdout.split())
+    assert (result.code, result.stderr) == (0, "")
+    assert "1 steps are begun and left: cluster_features" in said
+    assert "there is no work pool graft: nothing runs by schedule graft deploy" in said
+    assert "records for MLflow ok nothing waits to be sent" in said
+
+
 def test_mlflow_has_a_run_a_computed_step_below_one_of_the_pipeline(
     place: Place, first: Command, mlflow_client: MlflowClient
 ) -> None:
