@@ -12,45 +12,43 @@ from torch import Tensor
 
 log = logging.getLogger(__name__)
 
-LOW_SPREAD = 0.1
+LOW_RANK = 1.5  # directions; 1 is all alike
 LOW_ENTROPY = 0.1
 
 
 class Watch:
-    """Keeps the figures of the last batch on their device until the log asks for them.
+    """Keeps what the last batch gave, on its device, and measures it when the log asks.
 
     Args:
-        method: name for the warning.
+        method: name for the warnings.
     """
 
     def __init__(self, method: str) -> None:
         self._method = method
-        self._figures: dict[str, Tensor] = {}
+        self._embeddings_BD: Tensor | None = None
+        self._probabilities_BK: Tensor | None = None
 
     def embeddings(self, embeddings_BD: Tensor) -> None:
-        """Note the spread: the deviation of unit-length embeddings over the batch, mean over D, times sqrt(D).
-
-        It is about 1 where directions are random, and 0 where all are one.
-        Source: Chen and He 2021 (arXiv 2011.10566), section 4.1.
-        """
-        unit = F.normalize(embeddings_BD.detach().float(), dim=-1)
-        self._figures["spread"] = unit.std(0, correction=0).mean() * math.sqrt(unit.shape[-1])
+        """Note the embeddings of a batch."""
+        self._embeddings_BD = embeddings_BD.detach()
 
     def assignments(self, probabilities_BK: Tensor) -> None:
-        """Note two entropies, as shares of the largest possible: of each row (mean), and of the mean row.
-
-        The second is 0 where all rows choose one output, the first is 1 where no row chooses any.
-        """
-        probabilities = probabilities_BK.detach().float()
-        largest = math.log(probabilities.shape[1])
-        self._figures["entropy"] = torch.special.entr(probabilities).sum(1).mean() / largest
-        largest_of_mean = math.log(min(probabilities.shape))
-        self._figures["mean_entropy"] = torch.special.entr(probabilities.mean(0)).sum() / largest_of_mean
+        """Note to which outputs the images of a batch were assigned."""
+        self._probabilities_BK = probabilities_BK.detach()
 
     def figures(self) -> dict[str, float]:
-        """Give what was noted, and warn where it tells of collapse."""
-        figures = {name: figure.item() for name, figure in self._figures.items()}
-        for name, limit in (("spread", LOW_SPREAD), ("mean_entropy", LOW_ENTROPY)):
+        """Measure the last batch, and warn where it tells of collapse.
+
+        Returns:
+            Of embeddings "spread" and "rank", of assignments "entropy" and "mean_entropy"; see the functions below.
+        """
+        figures: dict[str, float] = {}
+        if self._embeddings_BD is not None:
+            unit_BD = F.normalize(self._embeddings_BD.float())
+            figures |= {"spread": spread(unit_BD), "rank": effective_rank(unit_BD)}
+        if self._probabilities_BK is not None:
+            figures["entropy"], figures["mean_entropy"] = entropies(self._probabilities_BK.float())
+        for name, limit in (("rank", LOW_RANK), ("mean_entropy", LOW_ENTROPY)):
             if figures.get(name, math.inf) < limit:
                 log.warning(
                     "%s collapses: its %s is %.3f, and below %.1f all images look alike to it; "
@@ -61,3 +59,32 @@ class Watch:
                     limit,
                 )
         return figures
+
+
+def spread(unit_BD: Tensor) -> float:
+    """Measure the deviation over the batch, mean over D, times sqrt(D): 1 in random directions, 0 where all are one.
+
+    Source: Chen and He 2021 (arXiv 2011.10566), section 4.1.
+    """
+    return unit_BD.std(0, correction=0).mean().item() * math.sqrt(unit_BD.shape[1])
+
+
+def effective_rank(unit_BD: Tensor) -> float:
+    """Count the directions that are used, from 1 to min(B, D): the exponent of the singular values' entropy.
+
+    BatchNorm keeps the spread of embeddings that are all alike but one; their rank is 1.
+    Source: Garrido et al. 2023 (arXiv 2210.02885), equation 1.
+    """
+    values = torch.linalg.svdvals(unit_BD)
+    return torch.special.entr(values / values.sum()).sum().exp().item()
+
+
+def entropies(probabilities_BK: Tensor) -> tuple[float, float]:
+    """Measure the entropy of each row (mean), and of the mean row, as shares of the largest possible.
+
+    The first is 1 where no row chooses an output; the second is 0 where all rows choose the same.
+    """
+    largest = math.log(probabilities_BK.shape[1])
+    entropy = torch.special.entr(probabilities_BK).sum(1).mean() / largest
+    mean_entropy = torch.special.entr(probabilities_BK.mean(0)).sum() / largest
+    return entropy.item(), mean_entropy.item()
