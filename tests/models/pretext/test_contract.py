@@ -57,15 +57,6 @@ NUM_ROWS, BATCH, STEPS_PER_EPOCH, NUM_LABELS = 12, 4, 3, 5
 IMAGES = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (NUM_ROWS, 3, 48, 56), dtype=np.uint8))
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Networks this small wait for each other's threads longer than they compute."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture(params=METHODS, ids=lambda cls: cls.__name__)
 def cls(request):
     return request.param
