@@ -13,6 +13,7 @@ import typer
 from rich.console import Console
 from rich.logging import RichHandler
 
+from flows.methods import methods
 from flows.terminal import TerminalReporter, print_result, print_status
 
 # Vendors are imported where they are used: a run with nothing to do must not wait for them.
@@ -39,6 +40,8 @@ Use = Annotated[
     list[str] | None, typer.Option("--use", help="Take this artifact: STEP=KEY, or STEP=ID of an MLflow run.")
 ]
 Orchestrator = Annotated[bool, typer.Option(help="Run as a Prefect flow and record in MLflow.")]
+
+app.command()(methods)
 
 
 @app.command()

@@ -76,7 +76,8 @@ def effective_rank(unit_BD: Tensor) -> float:
     Source: Garrido et al. 2023 (arXiv 2210.02885), equation 1.
     """
     values = torch.linalg.svdvals(unit_BD)
-    return torch.special.entr(values / values.sum()).sum().exp().item()
+    rank: float = torch.special.entr(values / values.sum()).sum().exp().item()
+    return rank
 
 
 def entropies(probabilities_BK: Tensor) -> tuple[float, float]:
