@@ -29,6 +29,7 @@ from flows.cli_options import (
     settings,
 )
 from flows.doctor.command import doctor
+from flows.methods import methods
 from flows.terminal import TerminalReporter, print_result, print_status
 
 app = typer.Typer(
@@ -39,6 +40,8 @@ app = typer.Typer(
 )
 app.add_typer(cli_sweep.app)
 app.add_typer(cli_care.app)
+app.command()(doctor)
+app.command()(methods)
 INTERRUPTED = 128 + signal.SIGINT
 # A wrong option; of click, or of typer's own copy of it, as typer's version has it.
 UsageError: type[Exception] = typer.BadParameter.__mro__[1]
@@ -194,9 +197,6 @@ def worker(
     from flows.worker import run_worker
 
     raise typer.Exit(run_worker())
-
-
-app.command()(doctor)
 
 
 def main() -> None:

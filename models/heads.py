@@ -1,8 +1,9 @@
-"""Classifiers on top of a trunk's last map."""
+"""What stands on a trunk's last map: classifiers, and the small networks that training alone needs."""
 
+from itertools import pairwise
 from typing import Literal
 
-from torch import nn
+from torch import Tensor, nn
 
 from models.backbones import ALEXNET_FAMILY, Backbone, scale_channels
 
@@ -47,3 +48,43 @@ def build_classifier(
     nn.init.normal_(last.weight, std=LAST_LAYER_STD)
     nn.init.zeros_(last.bias)
     return nn.Sequential(*modules, last)
+
+
+def pooled(backbone: Backbone, images: Tensor) -> Tensor:
+    """Average the last map of normalised images (N, 3, H, W): (N, C)."""
+    maps: Tensor = backbone(images)[backbone.layers[-1]]
+    return maps.mean((-2, -1))
+
+
+def pooled_dim(backbone: Backbone) -> int:
+    """Width of what `pooled` gives."""
+    return backbone.channels[backbone.layers[-1]]
+
+
+def build_mlp(
+    *dims: int,
+    norm: bool = True,
+    last_norm: Literal["none", "plain", "affine"] = "none",
+    last_bias: bool = True,
+    activation: type[nn.Module] = nn.ReLU,
+) -> nn.Sequential:
+    """Build a projector or predictor of vectors.
+
+    Args:
+        dims: widths from the input to the output, at least two.
+        norm: BatchNorm before each activation; the linear layers before a BatchNorm have no bias.
+        last_norm: of the output: no BatchNorm, one without scale and shift, or a usual one.
+        last_bias: of the output's linear layer, where no BatchNorm follows.
+        activation: between the layers.
+    Returns:
+        A module from (N, dims[0]) to (N, dims[-1]), with torch's own initialisation.
+    """
+    modules: list[nn.Module] = []
+    for inputs, outputs in pairwise(dims[:-1]):
+        modules += [nn.Linear(inputs, outputs, bias=not norm)]
+        modules += [nn.BatchNorm1d(outputs)] if norm else []
+        modules += [activation()]
+    modules += [nn.Linear(dims[-2], dims[-1], bias=last_bias and last_norm == "none")]
+    if last_norm != "none":
+        modules += [nn.BatchNorm1d(dims[-1], affine=last_norm == "affine")]
+    return nn.Sequential(*modules)

@@ -25,6 +25,11 @@ def autocast(device: torch.device, *, precision: Precision) -> torch.autocast:
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16")
 
 
+def full_precision(device: torch.device) -> torch.autocast:
+    """A block in float32 inside `autocast`, for a loss: the three digits of bf16 are too few for an exponent."""
+    return torch.autocast(device.type, enabled=False)
+
+
 @cache
 def multiplies_bf16(kind: str) -> bool:
     """Whether the hardware of a kind of device (cpu, cuda) multiplies bf16 itself."""

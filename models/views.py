@@ -183,6 +183,26 @@ def color_jitter(image: Tensor, draw: Draw, *, strengths: tuple[float, float, fl
     return image
 
 
+def blur(image: Tensor, draw: Draw, *, probability: float, sigma: tuple[float, float] = (0.1, 2.0)) -> Tensor:
+    """Blur with the given probability by a Gaussian whose deviation, in pixels, is drawn from `sigma`.
+
+    Source: Chen et al. 2020 (arXiv 2002.05709), appendix A. Differs: Pillow's, three box filters of fractional width,
+        as in the code of MoCo, SwAV and DINO.
+    """
+    chosen, deviation = draw.chance(probability), draw.uniform(*sigma)
+    if not chosen:
+        return image
+    from PIL import Image, ImageFilter
+
+    blurred = Image.fromarray(image.permute(1, 2, 0).contiguous().numpy()).filter(ImageFilter.GaussianBlur(deviation))
+    return torch.from_numpy(np.array(blurred)).permute(2, 0, 1)
+
+
+def solarize(image: Tensor, draw: Draw, *, probability: float) -> Tensor:
+    """Invert the values from 128 up with the given probability."""
+    return torch.where(image < 128, image, 255 - image) if draw.chance(probability) else image
+
+
 def normalise(images: Tensor, *, mean: Sequence[float] | Tensor, std: Sequence[float] | Tensor) -> Tensor:
     """Turn pixels into network input: scale to [0, 1], subtract the mean, divide by the deviation.
 

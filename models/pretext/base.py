@@ -18,6 +18,7 @@ from pydantic import BaseModel
 from torch import Tensor, nn
 
 from models.backbones import Backbone
+from models.collapse import Watch
 from models.views import IMAGENET_MEAN, IMAGENET_STD, Draw, normalise
 
 MAIN = "main"
@@ -93,6 +94,27 @@ class MethodConfig(BaseModel, frozen=True, extra="forbid"):
     std: tuple[float, float, float] = IMAGENET_STD
 
 
+@dataclass(frozen=True)
+class Card:
+    """What a user wants to know of a method before choosing it.
+
+    Attributes:
+        paper: authors and year.
+        arxiv: its number there.
+        kind: the family, such as "contrastive".
+        views: what it looks at.
+        keeps: what it holds in memory besides the network, such as a queue.
+        verified: what its tests compare it with.
+    """
+
+    paper: str
+    arxiv: str
+    kind: str
+    views: str
+    keeps: str
+    verified: str
+
+
 class Context(TypedDict):
     """What a method is told besides its config and its backbone.
 
@@ -121,6 +143,7 @@ class PretextMethod(nn.Module, ABC):
     """
 
     Config: ClassVar[type[MethodConfig]] = MethodConfig
+    card: ClassVar[Card]
     vocabulary: Tensor | None
     _mean: Tensor
     _std: Tensor
@@ -145,6 +168,7 @@ class PretextMethod(nn.Module, ABC):
         self.backbone = backbone
         self.num_rows = num_rows
         self.num_labels = num_labels
+        self.watch = Watch(type(self).__name__)
         self.teacher = None if teacher is None else teacher.requires_grad_(False).eval()
         self.register_buffer("vocabulary", vocabulary)
         # On the device, so that a step copies nothing; not in the state, because they follow from the config.
@@ -197,8 +221,8 @@ class PretextMethod(nn.Module, ABC):
         """
 
     def health(self) -> dict[str, float]:
-        """Measure how far the method is from collapse, for the log. Default: nothing."""
-        return {}
+        """Measure how far the method is from collapse, for the log. Default: what `loss` noted in `watch`."""
+        return self.watch.figures()
 
     def heads(self) -> dict[str, nn.Module]:
         """Name the heads that are kept with the encoder. Default: none."""

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from models.backbones import ALEXNET_FAMILY, Backbone
 from models.permutations import permutation_set
-from models.pretext.base import MAIN, Batch, Context, MethodConfig, Output, PretextMethod
+from models.pretext.base import MAIN, Batch, Card, Context, MethodConfig, Output, PretextMethod
 from models.views import Draw, grey, random_crop, resize_shorter
 
 SIDE = 3
@@ -30,6 +30,15 @@ class Jigsaw(PretextMethod):
     Differs: the window is cut at random (the paper) and not centred (the code). The default geometry is the
         code's; the paper's is window 225, cells of 75, jitter 11 on average.
     """
+
+    card = Card(
+        paper="Noroozi and Favaro 2016",
+        arxiv="1603.09246",
+        kind="pretext",
+        views="9 shuffled tiles",
+        keeps="nothing",
+        verified="loss: formula; permutations; tiles by place",
+    )
 
     class Config(MethodConfig, frozen=True, extra="forbid"):
         """Geometry in pixels, shortcuts closed, permutation set and head."""

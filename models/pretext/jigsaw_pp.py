@@ -6,6 +6,7 @@ from pydantic import Field, NonNegativeInt, PositiveInt
 from torch import Tensor
 
 from models.permutations import MIN_DISTANCE
+from models.pretext.base import Card
 from models.pretext.jigsaw import NUM_TILES, Jigsaw
 from models.views import Draw
 
@@ -19,6 +20,15 @@ class JigsawPP(Jigsaw):
     Differs: 70 % of the images are grey (the paper); the code has 50 %, and projects the colours of half of
         the rest.
     """
+
+    card = Card(
+        paper="Noroozi et al. 2018",
+        arxiv="1805.00385",
+        kind="pretext",
+        views="9 shuffled tiles, up to 2 of another image",
+        keeps="nothing",
+        verified="as jigsaw; replaced tiles",
+    )
 
     class Config(Jigsaw.Config, frozen=True, extra="forbid"):
         """As Jigsaw's, with the values of the newer paper."""

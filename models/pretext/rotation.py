@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from models.backbones import Backbone
 from models.heads import build_classifier
-from models.pretext.base import MAIN, Batch, Context, MethodConfig, Output, PretextMethod
+from models.pretext.base import MAIN, Batch, Card, Context, MethodConfig, Output, PretextMethod
 from models.views import Draw, flip, random_resized_crop
 
 NUM_TURNS = 4
@@ -25,6 +25,15 @@ class Rotation(PretextMethod):
         https://github.com/gidariss/FeatureLearningRotNet dataloader.py at edafaba.
     Differs: the fully connected head has dropout as in AlexNet and VGG, not BatchNorm.
     """
+
+    card = Card(
+        paper="Gidaris et al. 2018",
+        arxiv="1803.07728",
+        kind="pretext",
+        views="4 turns of 1 view",
+        keeps="nothing",
+        verified="loss: formula; turns pixel by pixel",
+    )
 
     class Config(MethodConfig, frozen=True, extra="forbid"):
         """Crop and mirror are all that the paper does to an image before turning it."""

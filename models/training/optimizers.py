@@ -7,16 +7,17 @@ from pydantic import BaseModel, Field, NonNegativeFloat, PositiveFloat, model_va
 from torch.optim import Optimizer
 
 from models.pretext.base import ParameterGroup, PretextMethod
+from models.training.lars import LARS
 
 
 class OptimizerConfig(BaseModel, frozen=True, extra="forbid"):
     """Base values; a method's parameter groups scale them."""
 
-    name: Literal["sgd", "adamw"] = "sgd"
+    name: Literal["sgd", "adamw", "lars"] = "sgd"
     lr: PositiveFloat = 0.01
     weight_decay: NonNegativeFloat = 5e-4
     decay_vectors: bool = True  # False: no decay on biases and norms (all parameters of one dimension)
-    momentum: float = Field(default=0.9, ge=0, lt=1)  # sgd
+    momentum: float = Field(default=0.9, ge=0, lt=1)  # sgd, lars
     nesterov: bool = False  # sgd
     betas: tuple[float, float] = (0.9, 0.999)  # adamw
 
@@ -64,9 +65,9 @@ def _check_groups(method: PretextMethod, objectives: dict[str, list[ParameterGro
 
 
 def _split(group: ParameterGroup, config: OptimizerConfig) -> list[dict[str, Any]]:
-    if group.momentum is not None and config.name != "sgd":
+    if group.momentum is not None and config.name == "adamw":
         raise ValueError(
-            f"A parameter group sets momentum={group.momentum}, which only sgd has. "
+            f"A parameter group sets momentum={group.momentum}, which only sgd and lars have. "
             f"Got {config.name!r}. Use sgd for this method."
         )
     decay = config.weight_decay * group.decay
@@ -88,4 +89,6 @@ def _split(group: ParameterGroup, config: OptimizerConfig) -> list[dict[str, Any
 def _build(groups: list[dict[str, Any]], *, config: OptimizerConfig) -> Optimizer:
     if config.name == "sgd":
         return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=config.nesterov)
+    if config.name == "lars":
+        return LARS(groups, lr=config.lr, momentum=config.momentum)
     return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from models.backbones import Backbone
 from models.heads import build_classifier
-from models.pretext.base import MAIN, Batch, Context, MethodConfig, Output, PretextMethod
+from models.pretext.base import MAIN, Batch, Card, Context, MethodConfig, Output, PretextMethod
 from models.views import Draw, color_jitter, flip, grey, random_resized_crop
 
 UNLABELLED = -1
@@ -25,6 +25,15 @@ class PseudoLabels(PretextMethod):
     """
 
     needs = frozenset({"num_labels"})
+
+    card = Card(
+        paper="Noroozi et al. 2018",
+        arxiv="1805.00385",
+        kind="classification",
+        views="1 view",
+        keeps="nothing",
+        verified="loss: formula",
+    )
 
     class Config(MethodConfig, frozen=True, extra="forbid"):
         """Augmentation and head."""

@@ -112,7 +112,7 @@ def content(value):
     return (value.shape, value.numpy().tobytes()) if isinstance(value, torch.Tensor) else value
 
 
-@pytest.mark.parametrize("optimizer", [{"name": "sgd"}, {"name": "adamw"}])
+@pytest.mark.parametrize("optimizer", [{"name": "sgd"}, {"name": "adamw"}, {"name": "lars"}])
 @pytest.mark.parametrize("stop", [1, 4, 6])
 def test_killed_after_any_step_and_resumed_equals_never_stopped(stop, optimizer):
     whole = start(**optimizer)
@@ -250,7 +250,7 @@ def test_groups_must_name_each_trained_parameter_once():
 
 
 def test_momentum_of_a_group_needs_sgd():
-    with pytest.raises(ValueError, match="only sgd"):
+    with pytest.raises(ValueError, match="only sgd and lars"):
         build_optimizers(Grouped(momentum=0.0), OptimizerConfig(name="adamw"))
 
 
