@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 SUFFIXES = (".tar", ".tar.gz", ".tgz")
+READ_BYTES = 2**20
 # What Python raises on archives that are cut short or damaged.
 DAMAGE = (tarfile.TarError, zlib.error, EOFError, OSError)
 
@@ -19,7 +20,7 @@ class Member(NamedTuple):
     """A file or folder in an archive.
 
     Attributes:
-        name: its path in the archive, posix, without a leading `./`.
+        name: its path in the archive, posix, without a leading `./` or `/`.
         is_file: or else a folder.
         read: its bytes; to be called before the next member is asked for.
     """
@@ -47,11 +48,11 @@ def tar_members(path: Path) -> Iterator[Member]:
         ValueError: the archive is damaged or cut short; reading a member of it raises the same.
     """
     try:
-        with _Archive.open(path) as tar:
+        with _Archive.open(path, "r:" if path.suffix == ".tar" else "r:gz") as tar:
             while (info := tar.next()) is not None:
                 # Or every member's header would stay in memory.
                 tar.members = []
-                name = posixpath.normpath(info.name)
+                name = posixpath.normpath(info.name).lstrip("/")
                 if _is_shown(name) and (info.isdir() or (info.isreg() and not info.issparse())):
                     yield Member(name, info.isreg(), partial(_read, tar, info, path))
             _require_end(tar, path)
@@ -83,6 +84,9 @@ def _require_end(tar: tarfile.TarFile, path: Path) -> None:
     block = tar.fileobj.read(tarfile.BLOCKSIZE)
     if block.count(0) != tarfile.BLOCKSIZE:
         raise _damaged(path, "a damaged header" if block else "its end is missing")
+    # The checksum of compressed data comes last.
+    while tar.fileobj.read(READ_BYTES):
+        pass
 
 
 def _damaged(path: Path, reason: str) -> ValueError:

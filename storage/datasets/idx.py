@@ -134,12 +134,15 @@ def _rows(pair: _Pair, *, start: int) -> Iterator[tuple[np.ndarray, int | None]]
             if number >= start:
                 pixels = np.frombuffer(data, dtype=np.uint8).reshape(shape)
                 yield pixels, labels[number] if labels else None
+        _require_end(stream, pair.images)
 
 
 def _labels(path: Path) -> bytes:
     with _open(path) as stream:
         (count,) = _header(stream, path, dimensions=LABEL_DIMENSIONS)
-        return _read(stream, count, path)
+        labels = _read(stream, count, path)
+        _require_end(stream, path)
+        return labels
 
 
 def _shape(path: Path, *, dimensions: tuple[int, ...]) -> tuple[int, ...]:
@@ -163,13 +166,23 @@ def _header(stream: BufferedIOBase, path: Path, *, dimensions: tuple[int, ...]) 
 
 
 def _read(stream: BufferedIOBase, size: int, path: Path) -> bytes:
-    try:
-        data = stream.read(size)
-    except (OSError, EOFError, zlib.error) as error:
-        raise _damaged(path, str(error)) from error
+    data = _read_at_most(stream, size, path)
     if len(data) < size:
         raise _damaged(path, "it is cut short")
     return data
+
+
+def _read_at_most(stream: BufferedIOBase, size: int, path: Path) -> bytes:
+    try:
+        return stream.read(size)
+    except (OSError, EOFError, zlib.error) as error:
+        raise _damaged(path, str(error)) from error
+
+
+def _require_end(stream: BufferedIOBase, path: Path) -> None:
+    # Asked for more at its end, `.gz` compares its checksum.
+    if _read_at_most(stream, 1, path):
+        raise _damaged(path, "it is longer than it says")
 
 
 def _damaged(path: Path, reason: str) -> ValueError:
