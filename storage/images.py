@@ -8,7 +8,7 @@ import warnings
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 # Pillow warns from here on (a file of some kilobytes can ask for gigabytes of pixels). docs/datasets.md names it.
 MAX_PIXELS = 89_478_485
@@ -78,6 +78,9 @@ def decode(data: bytes) -> np.ndarray:
                 return np.array(_to_rgb(upright), dtype=np.uint8, order="C")
     except (MemoryError, UnreadableImage):
         raise
+    except UnidentifiedImageError:
+        # Pillow's own words hold an address, other ones in every run.
+        raise UnreadableImage(f"cannot identify image file: it is none of {', '.join(FORMATS)}") from None
     except Exception as error:
         # On damaged bytes Pillow's plugins raise nearly any class (OSError, SyntaxError, struct.error, ...).
         reason = " ".join(str(error).replace(repr(data), "").split())[:200]
