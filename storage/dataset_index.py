@@ -34,7 +34,7 @@ class Repeats(NamedTuple):
     Attributes:
         rows: rows that repeat an earlier one.
         across_splits: images that lie in more than one split.
-        under_two_labels: images that bear more than one label.
+        under_two_labels: images that bear more than one label, or are annotated in more than one way.
     """
 
     rows: int
@@ -154,6 +154,10 @@ class DatasetIndex(Artifact):
     def labels(self) -> np.ndarray:
         """The label of each row in order of position, (N,) int64; UNLABELLED where there is none."""
         return read_table(self.folder, ROWS, columns=["label"])["label"].astype(np.int64)
+
+    def sizes(self) -> dict[str, np.ndarray]:
+        """`width` and `height` in pixels, upright, and `size` in bytes as encoded, in order of position, (N,) int64."""
+        return read_table(self.folder, ROWS, columns=["width", "height", "size"])
 
     def names(self) -> np.ndarray:
         """The name each row has in its source, in order of position, (N,) of dtype S."""

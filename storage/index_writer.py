@@ -29,8 +29,9 @@ def write_dataset_index(
         classes: the class names of the source, if it names them.
         entries: columns of all entries in the order of the source, (E,) each: `number` (of the entry, increasing)
             int64, `name`, `split` (empty for none), `image` (the hash of the encoded bytes) and `reason` (empty for
-            readable) of dtype S, `label` int32 (UNLABELLED for none), `width`, `height` and `size` int64. Of an
-            annotated source also `mask` and `mask_image` (its file and its hash; empty for none) of dtype S.
+            readable) of dtype S, `label` int32 (UNLABELLED for none), `width`, `height` and `size` int64; of dtype S
+            also `shows` (a hash of the targets and the mask), `mask` and `mask_image` (its file and its hash), all
+            empty for none.
         targets: of an annotated source, columns of all targets, (T,) each: `number` (of the entry) int64, `label`
             int32, `difficult` bool, `left`, `top`, `right` and `bottom` float64, `outline` of bytes objects.
     """
@@ -69,17 +70,18 @@ def _numbered(labels: np.ndarray) -> tuple[str, ...] | None:
 def _count_repeats(entries: Mapping[str, np.ndarray], *, order: np.ndarray, occurrence: np.ndarray) -> dict[str, int]:
     image = entries["image"][order]
     again = order[np.isin(image, image[occurrence > 0])]
+    said = np.strings.add(entries["label"].astype(bytes), entries["shows"])
     return {
         "rows": int((occurrence > 0).sum()),
         "across_splits": _count_shared(entries["image"][again], entries["split"][again]),
-        "under_two_labels": _count_shared(entries["image"][again], entries["label"][again]),
+        "under_two_labels": _count_shared(entries["image"][again], said[again]),
     }
 
 
 def _count_occurrences(entries: Mapping[str, np.ndarray], *, order: np.ndarray) -> np.ndarray:
     """How many equal images come before each row, (R,) int64."""
-    # By split and label first: names must not decide which repeat is which.
-    by_image = np.lexsort([entries[column][order] for column in ("name", "label", "split", "image")])
+    # By split and what it shows first: names must not decide which repeat is which.
+    by_image = np.lexsort([entries[column][order] for column in ("name", "shows", "label", "split", "image")])
     occurrence = np.empty(len(order), dtype=np.int64)
     occurrence[by_image] = _count_runs(entries["image"][order[by_image]])
     return occurrence

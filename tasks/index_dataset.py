@@ -120,10 +120,17 @@ def _inspect(
         "height": np.array([probe.height for probe in probes], dtype=np.int64),
         "size": np.array([probe.size for probe in probes], dtype=np.int64),
         "reason": text_column(probe.reason for probe in probes),
+        "shows": text_column(_shows(entry) for _, entry in seen),
         "mask": text_column(entry.mask.name if entry.mask else "" for _, entry in seen),
         "mask_image": text_column(image_hash(entry.mask.data) if entry.mask else "" for _, entry in seen),
     }
     return columns, _target_columns([(number, target) for number, entry in seen for target in entry.targets])
+
+
+def _shows(entry: Entry) -> str:
+    """A name for the targets and the mask of an entry, whatever their order; empty for none."""
+    parts = sorted(map(repr, entry.targets)) + ([image_hash(entry.mask.data)] if entry.mask else [])
+    return image_hash("\n".join(parts).encode()) if parts else ""
 
 
 def _passing(entries: Iterable[tuple[int, Entry]], seen: list[tuple[int, Entry]]) -> Iterator[bytes]:
@@ -169,7 +176,7 @@ def _require_readable(config: IndexDatasetConfig, entries: dict[str, np.ndarray]
     if len(bad) == total or len(bad) > config.max_unreadable * total:
         raise ValueError(
             f"at most {config.max_unreadable:.2%} of the images may be unreadable; {found}. "
-            "Repair or remove these files, or raise max_unreadable"
+            "Repair or remove these files, or raise max_unreadable; graft data then lists them all"
         )
     log.warning("%s; they are left out", found)
 
