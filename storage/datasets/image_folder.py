@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-from functools import cached_property
+from functools import cache, cached_property
 from itertools import islice
 from pathlib import Path
 
@@ -100,9 +100,15 @@ def _is_image(path: Path) -> bool:
     if path.suffix.lower() not in SUFFIXES or path.name.startswith("."):
         return False
     if path.is_symlink() and not path.exists():
-        log.warning("%s is passed over: the link points to no file", path)
+        _pass_over(path)
     # A pipe would be waited for, a device has no end.
     return path.is_file()
+
+
+@cache
+def _pass_over(path: Path) -> None:
+    # Once a process: a source is opened several times in a run.
+    log.warning("%s is passed over: the link points to no file", path)
 
 
 def _images(folder: Path, *, above: frozenset[tuple[int, int]]) -> Iterator[Path]:
