@@ -130,5 +130,6 @@ def test_too_much_that_is_unreadable_says_how_to_see_it_all(graft, tmp_path):
     (tmp_path / "photos").mkdir()
     for number in range(4):
         (tmp_path / "photos" / f"{number}.png").write_bytes(b"x" if number else encode(picture(number)))
+    places = {"photos": tmp_path / "photos", "tables": put_tables(tmp_path / "tables")}
     with pytest.raises(ValueError, match=r"3 of 4 images .*raise max_unreadable; graft data then lists them all"):
-        graft("data", data={"photos": tmp_path / "photos"}, pretext_data={"name": "photos", "format": "image_folder"})
+        graft("data", data=places, pretext_data={"name": "photos", "format": "image_folder"})

@@ -105,7 +105,7 @@ def test_fetching_is_in_no_key_and_no_fingerprint(place, tmp_path):
     assert opened(place).fingerprint(cache) != before
 
 
-@pytest.mark.parametrize("name", ["Nothing", "FakeData", "vision", "mnist"])
+@pytest.mark.parametrize("name", ["Nothing", "FakeData", "vision", "mnist", "LSUN"])
 def test_what_is_no_dataset_in_a_folder_is_refused(place, name):
     with pytest.raises(ValueError, match=f"a class of torchvision.datasets .*; got '{name}'"):
         opened(place, dataset=name)
