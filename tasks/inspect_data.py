@@ -79,9 +79,9 @@ def _thumbnail(pixels: np.ndarray, boxes: np.ndarray) -> Image.Image:
     scale = THUMBNAIL_PIXELS / max(image.size)
     image = image.resize((max(1, round(image.width * scale)), max(1, round(image.height * scale))))
     pen = ImageDraw.Draw(image)
-    for left, top, right, bottom in boxes:
-        # A box may be empty, or lie the wrong way round.
-        edges = [edge * scale for edge in (min(left, right), min(top, bottom), max(left, right), max(top, bottom))]
+    # A box may be empty, lie outside, or the wrong way round.
+    for left, top, right, bottom in np.clip(boxes * scale, -1, THUMBNAIL_PIXELS):
+        edges = [min(left, right), min(top, bottom), max(left, right), max(top, bottom)]
         pen.rectangle(edges, outline=BOX_COLOUR)
     return image
 

@@ -15,7 +15,16 @@ from typing import Any, NamedTuple
 
 from pydantic import ConfigDict, Field
 
-from storage.datasets.source import DatasetConfig, Entry, FormatOptions, Source, Target, read_bytes, require_split
+from storage.datasets.source import (
+    DatasetConfig,
+    Entry,
+    FormatOptions,
+    Source,
+    Target,
+    box_of,
+    read_bytes,
+    require_split,
+)
 from storage.folder import canonical_json
 
 SPLIT = "{split}"
@@ -136,6 +145,6 @@ def _target(annotation: dict[str, Any], numbers: dict[int, int]) -> Target:
     return Target(
         numbers[annotation["category_id"]],
         difficult=bool(annotation.get("iscrowd", 0)),
-        box=(left, top, left + width, top + height),
+        box=box_of(left, top, left + width, top + height),
         outline=canonical_json(outline) if outline else b"",
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib
 import inspect
+import math
 import pkgutil
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
@@ -262,6 +263,18 @@ def open_source(config: DatasetConfig, *, place: Path | None) -> Source:
             f"one image; got none{at}. Check its options, and the path: --data {config.name}=PATH"
         )
     return source
+
+
+def box_of(left: float, top: float, right: float, bottom: float) -> tuple[float, float, float, float]:
+    """The box of a Target.
+
+    Raises:
+        ValueError: an edge is no finite number; NaN would stand for no box at all.
+    """
+    box = (left, top, right, bottom)
+    if not all(map(math.isfinite, box)):
+        raise ValueError(f"the edges of a box must be finite; got {box}")
+    return box
 
 
 def is_text(name: str) -> bool:

@@ -61,8 +61,9 @@ class Torchvision(Source):
         takes = inspect.signature(found).parameters if inspect.isclass(found) else {}
         if found is None or "root" not in takes or self._options.dataset.startswith(UNPICKLING):
             raise ValueError(
-                f"the option dataset must be a class of torchvision.datasets that is read from a folder, such as "
-                f"CIFAR10, and not {UNPICKLING}, which unpickles what nothing vouches for; got {self._options.dataset!r}"
+                "the option dataset must be a class of torchvision.datasets that is read from a folder, such as "
+                f"CIFAR10, and not {UNPICKLING}, which unpickles what nothing vouches for; "
+                f"got {self._options.dataset!r}"
             )
         self._kind, self._takes = found, takes
         if "train" in takes:

@@ -21,6 +21,7 @@ from storage.datasets.source import (
     Mask,
     Source,
     Target,
+    box_of,
     read_bytes,
     require_split,
 )
@@ -149,7 +150,7 @@ class Voc(Source):
                     float(found.findtext(f"bndbox/{edge}", "")) for edge in ("xmin", "ymin", "xmax", "ymax")
                 )
                 difficult = found.findtext("difficult", "0").strip() == "1"
-                yield Target(numbers[name], difficult, (left - 1, top - 1, right, bottom))
+                yield Target(numbers[name], difficult, box_of(left - 1, top - 1, right, bottom))
         except KeyError:
             raise ValueError(
                 f"the classes in the annotations of dataset {self.config.name!r} must be of {', '.join(numbers)}; got "

@@ -32,7 +32,7 @@ def put_tables(folder: Path) -> Path:
 def put_voc(year: Path) -> Path:
     for name in ("JPEGImages", "Annotations"):
         (year / name).mkdir(parents=True)
-    for number, (left, right) in enumerate([(2, 12), (12, 2), (-40, 400)]):
+    for number, (left, right) in enumerate([(2, 12), (12, 2), (-40, 10**30)]):
         (year / "JPEGImages" / f"{number}.jpg").write_bytes(encode(Image.new("L", (20, 10), 60 * number)))
         (year / "Annotations" / f"{number}.xml").write_text(f"<annotation>{THING.format(left, right)}</annotation>")
     return year

@@ -91,6 +91,8 @@ def test_splits_must_share_their_categories(place):
         "{", "[]", "{}", json.dumps({"images": [{"id": 0}], "categories": []}),
         json.dumps({"images": [], "categories": [], "annotations": [thing(0, 1, 0, 0, 1, 1)]}),
         json.dumps({"images": [], "categories": CATEGORIES, "annotations": [thing(0, 3, 0, 0, 1)]}),
+        json.dumps({"images": [], "categories": CATEGORIES, "annotations": [thing(0, 3, 0, 0, float("nan"), 1)]}),
+        json.dumps({"images": [], "categories": CATEGORIES, "annotations": [thing(0, 3, 0, 0, 1, float("inf"))]}),
     ],
 )  # fmt: skip
 def test_annotations_that_do_not_fit_are_named(place, content):

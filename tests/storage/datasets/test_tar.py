@@ -1,8 +1,10 @@
 """Tar archives of an image folder: compressed or not, damaged, and never extracted."""
 
+import gc
 import io
 import os
 import tarfile
+from itertools import islice
 from pathlib import Path
 
 import pytest
@@ -92,6 +94,14 @@ def test_an_archive_that_is_cut_anywhere_is_an_error(tmp_path, mode):
         path.write_bytes(whole[:cut])
         with pytest.raises(ValueError, match="must be an intact tar archive: .*Fetch it again"):
             opened(path)
+
+
+def test_headers_do_not_pile_up_in_memory(tmp_path):
+    source = opened(archive(tmp_path / "a.tar", *(f"a/{number}.png" for number in range(200))))
+    entries = source.entries()
+    assert len(list(islice(entries, 199))) == 199
+    assert sum(type(one) is tarfile.TarInfo for one in gc.get_objects()) < 20
+    assert next(entries).name == "a/199.png"
 
 
 def test_a_damaged_header_is_not_taken_for_the_end(tmp_path):

@@ -95,9 +95,19 @@ def test_other_classes_must_be_named(devkit):
     assert [target.label for entry in entries for target in entry.targets] == [1, 0, 2]
 
 
+# Each entity is ten of the one before: a gigabyte, if it were all written out.
+ENTITIES = "".join(f'<!ENTITY {b} "{f"&{a};" * 10}">' for a, b in zip("abcdefgh", "bcdefghi", strict=True))
+BOMB = f'<!DOCTYPE x [<!ENTITY a "0123456789">{ENTITIES}]><annotation>&i;</annotation>'
+
+
 @pytest.mark.parametrize(
-    "content", ["<annotation><object>", "", "<annotation><object><name>dog</name></object></annotation>"]
-)
+    "content",
+    [
+        "<annotation><object>", "", "<annotation><object><name>dog</name></object></annotation>", BOMB,
+        f"<annotation>{thing('dog', 1, 1, float('nan'), 2)}</annotation>",
+    ],
+    ids=["cut", "empty", "no box", "entities", "nan"],
+)  # fmt: skip
 def test_a_damaged_annotation_is_named(devkit, content):
     (devkit / "VOC2007/Annotations/001.xml").write_text(content)
     with pytest.raises(ValueError, match=r"001.xml must be an annotation as VOC has it: .*Fetch it again"):
