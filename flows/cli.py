@@ -125,6 +125,16 @@ def status(
     print_status(console, open_pipeline(request, runtime=settings(data)).plan().steps, keys=keys)
 
 
+@app.command("data")
+def show_data(recipe: RecipeName, changes: Set = None, data: Data = None) -> None:
+    """Show what is in the datasets of a recipe; those that nobody indexed yet are indexed first."""
+    from flows.data import show_datasets
+    from flows.pipeline import RunRequest
+
+    request = RunRequest(recipe=recipe, changes=tuple(changes or ()), data=places(data))
+    show_datasets(request, runtime=settings(data), console=console)
+
+
 @app.command()
 def report(recipe: RecipeName, changes: Set = None, data: Data = None) -> None:
     """Print the path of a recipe's report."""

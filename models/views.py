@@ -17,6 +17,9 @@ from torch import Tensor
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
+# One row of 20,000 pixels, 256 high, would take 4 GB; and what is cut from an image is square.
+MAX_ASPECT = 32
+
 # ITU-R 601 luma in 16-bit fixed point: integer sums are equal on every machine and in every batch shape.
 _LUMA = (19595, 38470, 7471)
 
@@ -95,10 +98,20 @@ def resize(image: Tensor, *, size: tuple[int, int]) -> Tensor:
 
 
 def resize_shorter(image: Tensor, *, side: int) -> Tensor:
-    """Resize so that the shorter side is `side` and the aspect ratio stays; the longer side rounds down."""
+    """Resize so that the shorter side is `side` and the aspect ratio stays; the longer side rounds down.
+
+    Of an image longer than MAX_ASPECT times its shorter side, only the middle is kept.
+    """
+    short = min(image.shape[-2:])
+    longest = MAX_ASPECT * short
+    image = image[..., _middle(image.shape[-2], longest), _middle(image.shape[-1], longest)]
     height, width = image.shape[-2:]
-    short = min(height, width)
     return resize(image, size=(side * height // short, side * width // short))
+
+
+def _middle(length: int, longest: int) -> slice:
+    start = max(0, (length - longest) // 2)
+    return slice(start, start + min(length, longest))
 
 
 def center_crop(image: Tensor, *, size: int) -> Tensor:

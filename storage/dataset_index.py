@@ -17,9 +17,11 @@ from storage.images import HASH_DIGITS, image_hash
 from storage.tables import read_table
 
 UNLABELLED = -1
+BOX = ("left", "top", "right", "bottom")
 
 INDEX = "index.json"
 ROWS = "rows.parquet"
+TARGETS = "targets.parquet"
 # Where things lie is no content: renamed files and another place give the same index.
 LOCATIONS = "locations.parquet"
 QUARANTINE = "quarantine.parquet"
@@ -32,12 +34,28 @@ class Repeats(NamedTuple):
     Attributes:
         rows: rows that repeat an earlier one.
         across_splits: images that lie in more than one split.
-        under_two_labels: images that bear more than one label.
+        under_two_labels: images that bear more than one label, or are annotated in more than one way.
     """
 
     rows: int
     across_splits: int
     under_two_labels: int
+
+
+class Targets(NamedTuple):
+    """What the images of an annotated dataset show; T things, sorted by row.
+
+    Attributes:
+        row: position of the image, (T,) int64.
+        label: number of the class, (T,) int64.
+        difficult: whether it is left out when results are scored, (T,) bool.
+        box: left, top, right and bottom edge in pixels of the image as it is stored, (T, 4) float64; NaN for none.
+    """
+
+    row: np.ndarray
+    label: np.ndarray
+    difficult: np.ndarray
+    box: np.ndarray
 
 
 class DatasetIndex(Artifact):
@@ -99,6 +117,36 @@ class DatasetIndex(Artifact):
                 f"or check its options"
             )
 
+    @property
+    def annotated(self) -> bool:
+        """Whether targets and masks say what an image shows, instead of one label."""
+        return self.folder.exists(TARGETS)
+
+    def targets(self) -> Targets:
+        """What the images of an annotated dataset show."""
+        table = read_table(self.folder, TARGETS, columns=["row", "label", "difficult", *BOX])
+        box = np.stack([table[edge] for edge in BOX], axis=1)
+        return Targets(table["row"], table["label"].astype(np.int64), table["difficult"], box)
+
+    def outlines(self) -> np.ndarray:
+        """The outline of each target as COCO's JSON, (T,) of bytes; empty for none."""
+        return read_table(self.folder, TARGETS, columns=["outline"])["outline"]
+
+    def shown(self) -> np.ndarray:
+        """Which classes each image of an annotated dataset shows, (N, classes) int8.
+
+        1 where it shows the class, 0 where it does not, -1 where it shows it as difficult only, which is not scored.
+        """
+        targets = self.targets()
+        shown = np.zeros((self.num_rows, len(self.classes or ())), dtype=np.int8)
+        shown[targets.row[targets.difficult], targets.label[targets.difficult]] = -1
+        shown[targets.row[~targets.difficult], targets.label[~targets.difficult]] = 1
+        return shown
+
+    def masks(self) -> np.ndarray:
+        """The file of the mask of each image of an annotated dataset, (N,) of dtype S; empty for none."""
+        return read_table(self.folder, LOCATIONS, columns=["mask"])["mask"]
+
     def row_ids(self) -> np.ndarray:
         """The row ids in order of position, (N,) of dtype S, sorted and unique."""
         return read_table(self.folder, ROWS, columns=["row_id"])["row_id"]
@@ -106,6 +154,10 @@ class DatasetIndex(Artifact):
     def labels(self) -> np.ndarray:
         """The label of each row in order of position, (N,) int64; UNLABELLED where there is none."""
         return read_table(self.folder, ROWS, columns=["label"])["label"].astype(np.int64)
+
+    def sizes(self) -> dict[str, np.ndarray]:
+        """`width` and `height` in pixels, upright, and `size` in bytes as encoded, in order of position, (N,) int64."""
+        return read_table(self.folder, ROWS, columns=["width", "height", "size"])
 
     def names(self) -> np.ndarray:
         """The name each row has in its source, in order of position, (N,) of dtype S."""

@@ -8,10 +8,12 @@ import warnings
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
-# Pillow warns from here on (a file of some kilobytes can ask for gigabytes of pixels).
+# Pillow warns from here on (a file of some kilobytes can ask for gigabytes of pixels). docs/datasets.md names it.
 MAX_PIXELS = 89_478_485
+# Whatever a file is called. No others: of PostScript Pillow would make pixels by starting an interpreter.
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "JPEG2000", "AVIF", "PPM")
 HASH_DIGITS = 32  # 128 bits of the sha256 name an image
 
 
@@ -70,16 +72,31 @@ def decode(data: bytes) -> np.ndarray:
         with warnings.catch_warnings():
             # Pillow's remarks on EXIF and size; the size is checked below.
             warnings.simplefilter("ignore")
-            with Image.open(io.BytesIO(data)) as image:
+            with Image.open(io.BytesIO(data), formats=FORMATS) as image:
                 _require_size(image)
                 upright = ImageOps.exif_transpose(image)
                 return np.array(_to_rgb(upright), dtype=np.uint8, order="C")
     except (MemoryError, UnreadableImage):
         raise
+    except UnidentifiedImageError:
+        # Pillow's own words hold an address, other ones in every run.
+        raise UnreadableImage(f"cannot identify image file: it is none of {', '.join(FORMATS)}") from None
     except Exception as error:
         # On damaged bytes Pillow's plugins raise nearly any class (OSError, SyntaxError, struct.error, ...).
         reason = " ".join(str(error).replace(repr(data), "").split())[:200]
         raise UnreadableImage(f"{type(error).__name__}: {reason}") from error
+
+
+def encode_png(pixels: np.ndarray) -> bytes:
+    """Pixels as a PNG: the same bytes for ever, so that the same pixels have the same row id wherever they come from.
+
+    Args:
+        pixels: (H, W) grey or (H, W, 3) RGB, uint8.
+    """
+    buffer = io.BytesIO()
+    # Not compressed: the bytes depend on the pixels and on no version of zlib.
+    Image.fromarray(pixels).save(buffer, "PNG", compress_level=0)
+    return buffer.getvalue()
 
 
 def _require_size(image: Image.Image) -> None:

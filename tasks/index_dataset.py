@@ -14,10 +14,10 @@ from typing import Protocol
 import numpy as np
 from pydantic import Field, PositiveInt
 
-from storage.dataset_index import UNLABELLED, DatasetIndex
-from storage.datasets.source import DatasetConfig, Entry, open_source
+from storage.dataset_index import BOX, UNLABELLED, DatasetIndex
+from storage.datasets.source import DatasetConfig, Entry, Fraction, Target, open_source
 from storage.folder import Folder
-from storage.images import Probe, probe, probe_all
+from storage.images import Probe, image_hash, probe, probe_all
 from storage.index_writer import write_dataset_index
 from storage.stat_cache import StatCache
 from storage.tables import read_table, table_bytes, text_column
@@ -29,6 +29,7 @@ log = logging.getLogger(__name__)
 # Images sent to a worker at a time: enough that sending costs little beside decoding.
 SENT_ROWS = 32
 REASONS_SHOWN = 3
+TARGETS = "-targets"
 
 
 class IndexDatasetConfig(DatasetConfig):
@@ -73,11 +74,14 @@ def index_dataset(config: IndexDatasetConfig, work: Work) -> None:
     entries = source.entries(start=done * config.shard_rows)
     with _prober(work.runtime.workers) as prober:
         for number in range(done, len(shards)):
-            columns = _inspect(list(islice(entries, config.shard_rows)), prober=prober)
-            work.state.write(f"{shards[number]}.parquet", table_bytes(columns))
+            numbered = enumerate(islice(entries, config.shard_rows), start=number * config.shard_rows)
+            inspected = _inspect(_chosen(numbered, config.fraction), prober=prober)
+            for suffix, columns in zip(("", TARGETS), inspected, strict=True):
+                work.state.write(f"{shards[number]}{suffix}.parquet", table_bytes(columns))
             work.progress(min(total, (number + 1) * config.shard_rows), total, unit="images")
             work.commit(shards[number], records=[])
     merged = _merge(work.state, shards)
+    targets = _merge(work.state, [f"{shard}{TARGETS}" for shard in shards]) if source.annotated else None
     _require_readable(config, merged)
     # The key holds what the dataset was before; rows of something else must not go under it.
     if (
@@ -87,26 +91,65 @@ def index_dataset(config: IndexDatasetConfig, work: Work) -> None:
         raise ValueError(
             f"dataset {config.name!r} must not change while it is indexed, and it did. Run the command again"
         )
-    write_dataset_index(work.data, source=config.dataset, classes=source.classes, entries=merged)
+    write_dataset_index(work.data, source=config.dataset, classes=source.classes, entries=merged, targets=targets)
 
 
 def _stat_cache(runtime: Runtime) -> StatCache:
     return StatCache(Folder(runtime.cache) / "stat")
 
 
-def _inspect(entries: list[Entry], *, prober: Prober) -> dict[str, np.ndarray]:
-    """The columns that `write_dataset_index` wants of these entries."""
-    probes = list(prober(entry.data for entry in entries))
-    labels = [UNLABELLED if entry.label is None else entry.label for entry in entries]
-    return {
-        "name": text_column(entry.name for entry in entries),
-        "split": text_column(entry.split or "" for entry in entries),
+def _chosen(numbered: Iterable[tuple[int, Entry]], fraction: Fraction | None) -> Iterator[tuple[int, Entry]]:
+    """The entries that are in the fraction, each with its number."""
+    return ((number, entry) for number, entry in numbered if fraction is None or fraction.holds(image_hash(entry.data)))
+
+
+def _inspect(
+    entries: Iterable[tuple[int, Entry]], *, prober: Prober
+) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """The columns that `write_dataset_index` wants of these entries, and of their targets."""
+    seen: list[tuple[int, Entry]] = []
+    probes = list(prober(_passing(entries, seen)))
+    labels = [UNLABELLED if entry.label is None else entry.label for _, entry in seen]
+    columns = {
+        "number": np.array([number for number, _ in seen], dtype=np.int64),
+        "name": text_column(entry.name for _, entry in seen),
+        "split": text_column(entry.split or "" for _, entry in seen),
         "label": np.array(labels, dtype=np.int32),
         "image": text_column(probe.image for probe in probes),
         "width": np.array([probe.width for probe in probes], dtype=np.int64),
         "height": np.array([probe.height for probe in probes], dtype=np.int64),
         "size": np.array([probe.size for probe in probes], dtype=np.int64),
         "reason": text_column(probe.reason for probe in probes),
+        "shows": text_column(_shows(entry) for _, entry in seen),
+        "mask": text_column(entry.mask.name if entry.mask else "" for _, entry in seen),
+        "mask_image": text_column(image_hash(entry.mask.data) if entry.mask else "" for _, entry in seen),
+    }
+    return columns, _target_columns([(number, target) for number, entry in seen for target in entry.targets])
+
+
+def _shows(entry: Entry) -> str:
+    """A name for the targets and the mask of an entry, whatever their order; empty for none."""
+    parts = sorted(map(repr, entry.targets)) + ([image_hash(entry.mask.data)] if entry.mask else [])
+    return image_hash("\n".join(parts).encode()) if parts else ""
+
+
+def _passing(entries: Iterable[tuple[int, Entry]], seen: list[tuple[int, Entry]]) -> Iterator[bytes]:
+    """The images of these entries; what is kept of them in `seen` is all but the image."""
+    for number, entry in entries:
+        seen.append((number, entry._replace(data=b"")))
+        yield entry.data
+
+
+def _target_columns(targets: list[tuple[int, Target]]) -> dict[str, np.ndarray]:
+    boxes = np.array([target.box or [np.nan] * 4 for _, target in targets], dtype=np.float64).reshape(-1, 4)
+    outlines = np.empty(len(targets), dtype=object)
+    outlines[:] = [target.outline for _, target in targets]
+    return {
+        "number": np.array([number for number, _ in targets], dtype=np.int64),
+        "label": np.array([target.label for _, target in targets], dtype=np.int32),
+        "difficult": np.array([target.difficult for _, target in targets], dtype=bool),
+        **{edge: boxes[:, column] for column, edge in enumerate(BOX)},
+        "outline": outlines,
     }
 
 
@@ -118,6 +161,12 @@ def _merge(state: Folder, shards: list[str]) -> dict[str, np.ndarray]:
 def _require_readable(config: IndexDatasetConfig, entries: dict[str, np.ndarray]) -> None:
     bad = np.flatnonzero(entries["reason"] != b"")
     total = len(entries["reason"])
+    if not total:
+        assert config.fraction is not None
+        raise ValueError(
+            f"the fraction of dataset {config.name!r} must hold at least one image; from {config.fraction.start} to "
+            f"{config.fraction.stop} (seed {config.fraction.seed}) it holds none. Widen it"
+        )
     if not len(bad):
         return
     shown = bad[:REASONS_SHOWN]
@@ -127,7 +176,7 @@ def _require_readable(config: IndexDatasetConfig, entries: dict[str, np.ndarray]
     if len(bad) == total or len(bad) > config.max_unreadable * total:
         raise ValueError(
             f"at most {config.max_unreadable:.2%} of the images may be unreadable; {found}. "
-            "Repair or remove these files, or raise max_unreadable"
+            "Repair or remove these files, or raise max_unreadable; graft data then lists them all"
         )
     log.warning("%s; they are left out", found)
 

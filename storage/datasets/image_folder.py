@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
-from functools import cached_property
+from functools import cache, cached_property
 from itertools import islice
 from pathlib import Path
 
 from pydantic import ConfigDict
 
-from storage.datasets.source import DatasetConfig, Entry, FormatOptions, Source, require_split
+from storage.datasets.source import DatasetConfig, Entry, FormatOptions, Source, is_text, read_bytes, require_split
+
+log = logging.getLogger(__name__)
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif"})
 
@@ -69,8 +72,7 @@ class ImageFolder(Source):
     def _names(self) -> list[str]:
         names = [path.relative_to(self._place).as_posix() for path in _images(self._root, above=frozenset())]
         for name in names:
-            # A row's name is kept as text; Linux allows file names that are not.
-            if not _is_text(name):
+            if not is_text(name):
                 raise ValueError(f"file names must be UTF-8; got {name!r} in {self._place}. Rename the file")
         return names
 
@@ -87,13 +89,7 @@ class ImageFolder(Source):
         depth = 1 if self.config.split else 0
         for name in islice(self._names, start, None):
             label = numbers[name.split("/")[depth]] if numbers else None
-            yield Entry(name, split=self.config.split, label=label, data=self._read(self._place / name))
-
-    def _read(self, path: Path) -> bytes:
-        try:
-            return path.read_bytes()
-        except OSError as error:
-            raise ValueError(f"the file {path} must be readable; the system says: {error.strerror}") from None
+            yield Entry(name, split=self.config.split, label=label, data=read_bytes(self._place / name))
 
 
 def _folders(root: Path) -> list[str]:
@@ -101,15 +97,18 @@ def _folders(root: Path) -> list[str]:
 
 
 def _is_image(path: Path) -> bool:
-    return path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and path.is_file()
-
-
-def _is_text(name: str) -> bool:
-    try:
-        name.encode()
-    except UnicodeEncodeError:
+    if path.suffix.lower() not in SUFFIXES or path.name.startswith("."):
         return False
-    return True
+    if path.is_symlink() and not path.exists():
+        _pass_over(path)
+    # A pipe would be waited for, a device has no end.
+    return path.is_file()
+
+
+@cache
+def _pass_over(path: Path) -> None:
+    # Once a process: a source is opened several times in a run.
+    log.warning("%s is passed over: the link points to no file", path)
 
 
 def _images(folder: Path, *, above: frozenset[tuple[int, int]]) -> Iterator[Path]:

@@ -7,7 +7,6 @@ scikit-learn (china, flower) CC BY 2.0 (see `sklearn/datasets/images/README.txt`
 from __future__ import annotations
 
 import hashlib
-import io
 from collections.abc import Iterator
 from functools import cached_property
 from importlib.util import find_spec
@@ -20,6 +19,7 @@ from PIL import Image
 from pydantic import ConfigDict, Field, NonNegativeFloat, PositiveInt, field_validator, model_validator
 
 from storage.datasets.source import DatasetConfig, Entry, FormatOptions, Source, require_split
+from storage.images import encode_png
 
 PHOTOGRAPHS = {
     "astronaut": "skimage/data/astronaut.png",
@@ -120,7 +120,7 @@ class PackagePhotographs(Source):
         for crop in self._crops[start:]:
             if crop.photograph != loaded:
                 pixels, loaded = _load(crop.photograph), crop.photograph
-            data = _png(pixels[crop.top : crop.top + size, crop.left : crop.left + size])
+            data = encode_png(pixels[crop.top : crop.top + size, crop.left : crop.left + size])
             name = f"{PHOTOGRAPHS[crop.photograph]}#{crop.left},{crop.top}"
             yield Entry(name, split=crop.split, label=numbers[crop.photograph], data=data)
 
@@ -200,10 +200,3 @@ def _window_sums(values: np.ndarray, *, size: int) -> np.ndarray:
     sums = np.pad(values, ((1, 0), (1, 0))).cumsum(axis=0).cumsum(axis=1)
     inside: np.ndarray = sums[size:, size:] - sums[:-size, size:] - sums[size:, :-size] + sums[:-size, :-size]
     return inside
-
-
-def _png(pixels: np.ndarray) -> bytes:
-    buffer = io.BytesIO()
-    # Not compressed: the bytes, and with them the row id, depend on the pixels and on no version of zlib.
-    Image.fromarray(pixels).save(buffer, "PNG", compress_level=0)
-    return buffer.getvalue()

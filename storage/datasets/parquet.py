@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import ConfigDict
 
-from storage.datasets.source import DatasetConfig, Entry, FormatOptions, Source, require_split
+from storage.datasets.source import DatasetConfig, Entry, FormatOptions, Source, Target, require_split
 
 # train.parquet, train-00000-of-00002.parquet, train-00000-of-00002-0a1b2c3d4e5f.parquet
 SHARD_NAME = re.compile(r"(?P<split>.+?)(-\d+-of-\d+(-[0-9a-f]+)?|-\d+)?\.parquet")
@@ -29,7 +29,8 @@ class ParquetOptions(FormatOptions):
 
     Attributes:
         image: column of the encoded images: a struct with a field `bytes`, or bytes.
-        label: column of the class number; none reads the images without labels.
+        label: column of the class number, or of a list of numbers where an image shows several classes; none reads
+            the images without labels.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -68,10 +69,21 @@ class Parquet(Source):
             )
         return next(iter(named.values()), None)
 
+    @cached_property
+    def annotated(self) -> bool:
+        """Whether the column of labels holds lists."""
+        label = self._options.label
+        return label is not None and any(
+            _is_list(self._open(path).schema_arrow.field(label).type) for path in self._shards
+        )
+
     def _classes_of(self, path: Path) -> tuple[str, ...] | None:
         metadata = (self._open(path).schema_arrow.metadata or {}).get(b"huggingface", b"{}")
         features: dict[str, Any] = json.loads(metadata).get("info", {}).get("features", {})
-        names = features.get(self._options.label or "", {}).get("names")
+        feature = features.get(self._options.label or "", {})
+        # Of a list: the feature of its items, in a list of one in older files.
+        item = feature.get("feature", feature) if isinstance(feature, dict) else feature[0]
+        names = item.get("names")
         return tuple(names) if names else None
 
     def __len__(self) -> int:
@@ -83,25 +95,34 @@ class Parquet(Source):
 
     def entries(self, *, start: int = 0) -> Iterator[Entry]:
         """The rows, shard by shard; row groups before `start` are not read."""
-        classes = self.classes
         for path, split in self._shards.items():
             file = self._open(path)
             rows = file.metadata.num_rows
             if start < rows:
-                for row, data, label in self._rows(file, path, start=start):
+                for row, data, found in self._rows(file, path, start=start):
                     name = f"{path.name}#{row}"
-                    if label is not None and label < 0:
-                        label = None  # Hugging Face writes -1 for "not labelled"
-                    if label is not None and classes is not None and label >= len(classes):
-                        raise ValueError(
-                            f"labels of dataset {self.config.name!r} must be below {len(classes)} (classes); "
-                            f"got {label} at {name}. Repair it, or set options: {{label: null}}"
-                        )
-                    yield Entry(name, split=split, label=label, data=data)
+                    labels = self._labels(found, name=name)
+                    if self.annotated:
+                        yield Entry(name, split, label=None, data=data, targets=tuple(map(Target, labels)))
+                    else:
+                        yield Entry(name, split, label=labels[0] if labels else None, data=data)
             start = max(0, start - rows)
 
-    def _rows(self, file: pq.ParquetFile, path: Path, *, start: int) -> Iterator[tuple[int, bytes, int | None]]:
-        """Row number, image and label of the rows of one shard from `start` on."""
+    def _labels(self, found: int | list[int] | None, *, name: str) -> list[int]:
+        listed = found if isinstance(found, list) else [found]
+        # Hugging Face writes -1 for "not labelled".
+        labels = [label for label in listed if label is not None and label >= 0]
+        if self.classes is not None and labels and max(labels) >= len(self.classes):
+            raise ValueError(
+                f"labels of dataset {self.config.name!r} must be below {len(self.classes)} (classes); "
+                f"got {max(labels)} at {name}. Repair it, or set options: {{label: null}}"
+            )
+        return labels
+
+    def _rows(
+        self, file: pq.ParquetFile, path: Path, *, start: int
+    ) -> Iterator[tuple[int, bytes, int | list[int] | None]]:
+        """Row number, image and label or labels of the rows of one shard from `start` on."""
         groups = [file.metadata.row_group(number).num_rows for number in range(file.metadata.num_row_groups)]
         skipped, row = 0, 0
         while row + groups[skipped] <= start:
@@ -151,12 +172,16 @@ class Parquet(Source):
                 f"the column {options.image!r} of {path} must hold encoded images as bytes; got {image}. "
                 f"Name another: options: {{image: NAME}}"
             )
-        if options.label and not pa.types.is_integer(schema.field(options.label).type):
-            kind = schema.field(options.label).type
+        kind = schema.field(options.label).type if options.label else pa.int64()
+        if not pa.types.is_integer(kind.value_type if _is_list(kind) else kind):
             raise ValueError(
                 f"the column {options.label!r} of {path} must hold class numbers; got {kind}. "
                 f"Name another: options: {{label: NAME}}, or null for none"
             )
+
+
+def _is_list(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind))
 
 
 def _damaged(path: Path, error: Exception) -> ValueError:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib
 import inspect
+import math
 import pkgutil
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
@@ -19,6 +20,7 @@ from pydantic import (
     ValidationError,
     ValidationInfo,
     field_validator,
+    model_validator,
 )
 
 import storage.datasets
@@ -36,6 +38,35 @@ class FormatOptions(BaseModel):
     model_config = ConfigDict(frozen=True)
 
 
+class Target(NamedTuple):
+    """One thing that an image shows.
+
+    Attributes:
+        label: number of its class.
+        difficult: whether it is left out when results are scored (`difficult` of VOC, `iscrowd` of COCO).
+        box: left, top, right and bottom edge in pixels of the image as it is stored, from its upper left corner;
+            None where it is only known that the image shows it.
+        outline: its `segmentation` as COCO has it (polygons or run lengths), as JSON; empty for none.
+    """
+
+    label: int
+    difficult: bool = False
+    box: tuple[float, float, float, float] | None = None
+    outline: bytes = b""
+
+
+class Mask(NamedTuple):
+    """The picture that says of each pixel of an image which class it belongs to.
+
+    Attributes:
+        name: its file, relative to the place of the dataset.
+        data: the encoded picture.
+    """
+
+    name: str
+    data: bytes
+
+
 class Entry(NamedTuple):
     """One image as its source has it.
 
@@ -44,12 +75,41 @@ class Entry(NamedTuple):
         split: the part of the dataset it belongs to, where the format has such parts.
         label: number of its class, or None.
         data: the encoded image.
+        targets: what it shows, where the source is annotated.
+        mask: of its pixels, or None.
     """
 
     name: str
     split: str | None
     label: int | None
     data: bytes
+    targets: tuple[Target, ...] = ()
+    mask: Mask | None = None
+
+
+class Fraction(BaseModel):
+    """A part of a dataset, drawn by the bytes of each image.
+
+    Order, names and other images decide nothing, and repeats of an image stay together. Of one seed, [0, 0.8) and
+    [0.8, 1) share no image and leave none out.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    start: float = Field(default=0.0, ge=0, lt=1, description="Images drawn at or above this are in.")
+    stop: float = Field(default=1.0, gt=0, le=1, description="Images drawn below this are in.")
+    seed: int = Field(default=0, description="Of the draw.")
+
+    @model_validator(mode="after")
+    def _not_empty(self) -> Fraction:
+        if self.start >= self.stop:
+            raise ValueError(f"start must be below stop; got {self.start} and {self.stop}")
+        return self
+
+    def holds(self, image: str) -> bool:
+        """Whether an image is in, by the hash of its bytes."""
+        drawn = hashlib.sha256(f"{self.seed} {image}".encode()).digest()
+        return self.start <= int.from_bytes(drawn[:6]) / 2**48 < self.stop
 
 
 class DatasetConfig(BaseModel):
@@ -62,6 +122,10 @@ class DatasetConfig(BaseModel):
     split: str | None = Field(default=None, description="The part to read; none reads all.")
     options: SerializeAsAny[FormatOptions] = Field(
         default_factory=FormatOptions, validate_default=True, description="Settings of the format."
+    )
+    # Not written where it is not set: the keys of datasets that are read whole are those of before it was there.
+    fraction: Fraction | None = Field(
+        default=None, exclude_if=lambda value: value is None, description="The share to read; none reads all."
     )
 
     @field_validator("format")
@@ -110,6 +174,11 @@ class Source(ABC):
     @abstractmethod
     def classes(self) -> tuple[str, ...] | None:
         """The names of the classes, label by label; None where the source names none."""
+
+    @property
+    def annotated(self) -> bool:
+        """Whether entries say what an image shows by targets and masks, instead of one label."""
+        return False
 
     @abstractmethod
     def __len__(self) -> int:
@@ -194,6 +263,39 @@ def open_source(config: DatasetConfig, *, place: Path | None) -> Source:
             f"one image; got none{at}. Check its options, and the path: --data {config.name}=PATH"
         )
     return source
+
+
+def box_of(left: float, top: float, right: float, bottom: float) -> tuple[float, float, float, float]:
+    """The box of a Target.
+
+    Raises:
+        ValueError: an edge is no finite number; NaN would stand for no box at all.
+    """
+    box = (left, top, right, bottom)
+    if not all(map(math.isfinite, box)):
+        raise ValueError(f"the edges of a box must be finite; got {box}")
+    return box
+
+
+def is_text(name: str) -> bool:
+    """Whether a file's name is UTF-8; rows keep names as text, and Linux allows others."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def read_bytes(path: Path) -> bytes:
+    """The bytes of a file of a source.
+
+    Raises:
+        ValueError: it cannot be read.
+    """
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise ValueError(f"the file {path} must be readable; the system says: {error.strerror}") from None
 
 
 def require_split(config: DatasetConfig, *, known: list[str], place: Path | None) -> None:

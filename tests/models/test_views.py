@@ -15,6 +15,7 @@ from models.views import (
     normalise,
     random_crop,
     random_resized_crop,
+    resize,
     resize_shorter,
     to_grey,
 )
@@ -133,6 +134,16 @@ def test_normalise_is_the_usual_formula_and_leaves_its_input():
 def test_resize_shorter_keeps_the_aspect_ratio():
     assert resize_shorter(image(40, 60), side=20).shape == (3, 20, 30)
     assert resize_shorter(image(60, 40), side=80).shape == (3, 120, 80)
+
+
+@pytest.mark.parametrize(("height", "width"), [(1, 20_000), (20_000, 1), (2, 65)])
+def test_resize_shorter_keeps_the_middle_of_what_is_nearly_a_line(height, width):
+    picture, short = image(height, width), min(height, width)
+    start = (max(height, width) - 32 * short) // 2
+    window = slice(start, start + 32 * short)
+    middle = picture[..., window] if width > height else picture[..., window, :]
+    size = (8, 256) if width > height else (256, 8)
+    torch.testing.assert_close(resize_shorter(picture, side=8), resize(middle, size=size))
 
 
 def test_evaluation_view_is_resize_centre_crop_normalise():

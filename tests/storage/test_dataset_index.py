@@ -40,6 +40,8 @@ def indexed(place: Path, folder: Path, **settings) -> DatasetIndex:
     entries = list(opened.entries())
     probes = [probe(entry.data) for entry in entries]
     columns = {
+        "number": np.arange(len(entries)),
+        "shows": text_column("" for _ in entries),
         "name": text_column(entry.name for entry in entries),
         "split": text_column(entry.split or "" for entry in entries),
         "label": np.array([-1 if entry.label is None else entry.label for entry in entries], np.int32),

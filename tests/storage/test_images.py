@@ -13,6 +13,8 @@ from storage import images
 from storage.images import UnreadableImage, decode, image_hash, probe
 
 RED = (200, 30, 60)
+# Of fixed pixels; another name would give users new row ids.
+GREY_PNG, RGB_PNG = "63c4a267364871269d57085c9196f1ed", "9db5febc602fe12aabfee8281190f163"
 
 
 def encode(image: Image.Image, kind: str = "PNG", **options) -> bytes:
@@ -80,12 +82,48 @@ def test_the_first_frame_of_an_animation_is_taken(kind, options):
     np.testing.assert_array_equal(decode(data)[0, 0], [255, 0, 0])
 
 
-def test_exif_orientation_is_applied():
+@pytest.mark.parametrize(
+    ("orientation", "upright"),
+    [
+        # EXIF 2.3, tag 274: where the first row and the first column of the stored pixels lie.
+        (1, lambda stored: stored),
+        (2, lambda stored: stored[:, ::-1]),
+        (3, lambda stored: stored[::-1, ::-1]),
+        (4, lambda stored: stored[::-1]),
+        (5, lambda stored: stored.swapaxes(0, 1)),
+        (6, lambda stored: stored[::-1].swapaxes(0, 1)),
+        (7, lambda stored: stored[::-1, ::-1].swapaxes(0, 1)),
+        (8, lambda stored: stored[:, ::-1].swapaxes(0, 1)),
+    ],
+)
+@pytest.mark.parametrize("kind", ["PNG", "TIFF", "WEBP"])
+def test_every_exif_orientation_is_applied(orientation, upright, kind):
     exif = Image.Exif()
-    exif[0x0112] = 6  # the camera was turned: show rotated by 90 degrees clockwise
+    exif[0x0112] = orientation
     pixels = striped()
-    decoded = decode(encode(Image.fromarray(pixels), exif=exif))
-    np.testing.assert_array_equal(decoded, np.rot90(pixels, k=-1))
+    data = encode(Image.fromarray(pixels), kind, exif=exif, **({"lossless": True} if kind == "WEBP" else {}))
+    np.testing.assert_array_equal(decode(data), upright(pixels))
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 40), (20_000, 2), (2, 20_000)])
+def test_tiny_and_very_wide_pictures_are_pictures(size):
+    assert decode(encode(Image.new("RGB", size, RED))).shape == (size[1], size[0], 3)
+
+
+def test_no_file_makes_another_program_run():
+    # Of PostScript, Pillow would ask Ghostscript for the pixels, whatever the file is called.
+    postscript = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 4 4\n%%EndComments\nshowpage\n%%EOF\n"
+    assert Image.open(io.BytesIO(postscript)).format == "EPS"
+    with pytest.raises(UnreadableImage, match="cannot identify image file"):
+        decode(postscript)
+
+
+@pytest.mark.parametrize("shape", [(5, 7), (5, 7, 3)])
+def test_pixels_survive_a_png_of_bytes_that_depend_on_them_alone(shape):
+    pixels = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+    data = images.encode_png(pixels)
+    np.testing.assert_array_equal(decode(data), pixels if pixels.ndim == 3 else np.repeat(pixels[..., None], 3, 2))
+    assert image_hash(data) == {2: GREY_PNG, 3: RGB_PNG}[pixels.ndim]
 
 
 def test_broken_exif_is_no_reason_to_lose_an_image():

@@ -205,3 +205,61 @@ def test_installed_photographs_need_no_place(index, tmp_path):
     assert labelled.classes == ("flower", "rocket") and clustered.classes == ("china",)
     assert not set(clustered.row_ids()) & set(labelled.row_ids())
     assert decode(labelled.images(None, tmp_path / "cache").read(0)).shape == (32, 32, 3)
+
+
+def hashes(artifact: DatasetIndex) -> set[bytes]:
+    return {row_id[:32] for row_id in artifact.row_ids()}
+
+
+def test_fractions_of_one_seed_share_no_image_and_leave_none_out(index, photos):
+    put(photos, {f"{'ab'[number % 2]}/{number} again.png": png(number) for number in range(6)})
+    whole = index().artifact
+    parts = [
+        index(fraction={"start": start, "stop": stop}).artifact for start, stop in ((0, 0.3), (0.3, 0.9), (0.9, 1))
+    ]
+    assert sum(part.num_rows for part in parts) == whole.num_rows == 16
+    ids = [row_id for part in parts for row_id in part.row_ids()]
+    assert sorted(ids) == whole.row_ids().tolist()
+    assert sum(len(hashes(part)) for part in parts) == 10
+    assert hashes(index(fraction={"stop": 0.3, "seed": 1}).artifact) != hashes(parts[0])
+
+
+def test_names_order_and_other_images_do_not_change_who_is_in_a_fraction(index, photos, tmp_path):
+    half = {"stop": 0.5}
+    before = hashes(index(fraction=half).artifact)
+    renamed = {f"{'ab'[number % 2]}/{9 - number} x.png": png(number) for number in (0, 2, 4, 5, 7, 9)}
+    few = index(place=put(tmp_path / "few", renamed), fraction=half).artifact
+    assert hashes(few) == before & {image_hash(data).encode() for data in renamed.values()}
+
+
+def test_a_fraction_of_a_table_is_packed_from_its_own_rows(index, tmp_path):
+    (tmp_path / "tables").mkdir()
+    images = [{"bytes": png(number), "path": ""} for number in range(30)]
+    pq.write_table(pa.table({"image": images, "label": list(range(30))}), tmp_path / "tables" / "train.parquet")
+    part = index(place=tmp_path / "tables", format="parquet", fraction={"start": 0.4}).artifact
+    assert 0 < part.num_rows < 30
+    reader = part.images(tmp_path / "tables", tmp_path / "cache")
+    assert [decode(reader.read(row))[0, 0, 0] for row in range(part.num_rows)] == part.labels().tolist()
+
+
+def test_a_fraction_is_in_the_key_and_none_is_not(index):
+    assert "fraction" not in index().artifact.marker.config
+    part = index(fraction={"stop": 0.9})
+    assert not part.reused and part.artifact.marker.config["fraction"] == {"start": 0.0, "stop": 0.9, "seed": 0}
+    assert part.artifact.source.fraction is not None
+
+
+def test_fractions_that_hold_nothing_are_errors(index):
+    with pytest.raises(ValueError, match=r"from 0.0 to 1e-09 \(seed 0\) it holds none. Widen it"):
+        index(fraction={"stop": 1e-9})
+    with pytest.raises(ValueError, match="start must be below stop; got 0.5 and 0.5"):
+        index(fraction={"start": 0.5, "stop": 0.5})
+
+
+def test_the_share_of_unreadable_images_is_that_of_the_fraction(index, photos):
+    bad = {f"a/bad {number}.png": f"no image {number}".encode() for number in range(10)}
+    put(photos, bad)
+    part = index(fraction={"stop": 0.5}, max_unreadable=0.99).artifact
+    other = index(fraction={"start": 0.5}, max_unreadable=0.99).artifact
+    assert part.quarantine().keys() | other.quarantine().keys() == bad.keys()
+    assert part.num_quarantined + other.num_quarantined == 10 and part.num_quarantined not in (0, 10)

@@ -48,7 +48,7 @@ def shards(tmp_path):
 def test_the_shards_of_a_split_are_read_in_order(shards):
     source = opened(shards, split="train")
     first, second = "train-00000-of-00002.parquet", "train-00001-of-00002-0a1b2c.parquet"
-    assert list(source.entries()) == [
+    assert [entry[:4] for entry in source.entries()] == [
         (f"{first}#0", "train", 0, b"0"), (f"{first}#1", "train", 1, b"1"), (f"{first}#2", "train", 0, b"2"),
         (f"{second}#0", "train", 1, b"3"), (f"{second}#1", "train", 1, b"4"),
     ]  # fmt: skip
