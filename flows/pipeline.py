@@ -149,7 +149,7 @@ def _recorder(runtime: Runtime, *, experiment: str) -> MlflowRecorder:
 
 
 def _store(runtime: Runtime) -> Store:
-    return Store(runtime.store_root, lease_seconds=runtime.lease_seconds)
+    return Store(runtime.store_root, lease_seconds=runtime.lease_seconds, cache=runtime.read_cache)
 
 
 def tracking(runtime: Runtime) -> Tracking:

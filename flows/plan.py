@@ -13,7 +13,7 @@ from flows.selection import Selection
 from storage.artifact import Artifact, Marker
 from storage.errors import CorruptFile
 from storage.folder import Folder
-from storage.store import MARKER, Store
+from storage.store import ATTEMPT, MARKER, Store
 from tasks.stage import PROGRESS, Context, Lookup, Stage, look_up
 
 State = Literal["done", "partial", "stale", "missing", "waits"]
@@ -99,7 +99,7 @@ class Planner:
         if found := look.find(self._context.store, self._context.recorder):
             return StepStatus(step, stage.name, "done", None, "", found)
         work = self._context.store.work_folder(look.key)
-        if work.path.is_dir():
+        if work.exists(ATTEMPT):
             return StepStatus(step, stage.name, "partial", _percent(work), "begun and not finished", None)
         before = self._history.get(step)
         if before == look.key or self._context.store.artifact_folder(look.key).exists(MARKER):

@@ -11,3 +11,7 @@ class LeaseLost(RuntimeError):
 
 class StoreUnwritable(OSError):
     """The disk is full, read-only or not permitted."""
+
+
+class StoreAway(OSError):
+    """The object store does not answer, does not know the bucket, or refuses."""

@@ -14,10 +14,11 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import urlsplit
 
-from storage.errors import CorruptFile, StoreUnwritable
+from storage.errors import CorruptFile, StoreAway, StoreUnwritable
 from storage.limits import PARAM_CHARACTERS, ROWS_PER_REQUEST, TAG_CHARACTERS, dataset_digest, fit
 from storage.outbox import Outbox, RunEnd, RunInput, RunRecord
-from storage.receipts import Receipt, Receipts, parents_of, scrubbed, turn, without_secrets
+from storage.places import Place
+from storage.receipts import Receipt, Receipts, parents_of, scrubbed, without_secrets
 from storage.tracking_client import open_client
 
 if TYPE_CHECKING:
@@ -81,6 +82,7 @@ class Tracking:
         Raises:
             TrackingAway: MLflow did not take it; what it did take is remembered.
             StoreUnwritable: the outbox cannot be written to.
+            StoreAway: the outbox cannot be reached.
         """
         if self.receipts.is_complete(outbox, parent=parent):
             return True
@@ -89,7 +91,7 @@ class Tracking:
         record = outbox.record()
         if record is None:
             return True
-        with turn(outbox.folder.path / ".delivery.lock"), self._translated():
+        with outbox.folder.place.turn(".delivery.lock"), self._translated():
             # Before anything is read: what is added meanwhile makes another state, which is sent next time.
             state = outbox.state()
             receipt = self._open_run(outbox, record)
@@ -159,7 +161,7 @@ class Tracking:
         run_tags = [RunTag(name, fit(value, limit=TAG_CHARACTERS)) for name, value in tags.items()]
         self._client().log_batch(receipt.run_id, tags=run_tags)
         self._resolve_steps(receipt.run_id, tags)
-        self._send_end(receipt, end)
+        self._send_end(outbox, receipt, end)
 
     def _send_rows(self, outbox: Outbox, receipt: Receipt) -> None:
         from mlflow.entities import Metric
@@ -188,27 +190,27 @@ class Tracking:
             if made:
                 self._client().set_tag(run_id, f"{step}.run_id", made[0].info.run_id)
 
-    def _send_end(self, receipt: Receipt, end: RunEnd | None) -> None:
+    def _send_end(self, outbox: Outbox, receipt: Receipt, end: RunEnd | None) -> None:
         client = self._client()
         if end is None:
             if client.get_run(receipt.run_id).info.status != "RUNNING":
                 client.update_run(receipt.run_id, status="RUNNING")
             return
         if receipt.end != end:
-            for artifact_path, local_path in end.files.items():
-                self._send_file(receipt.run_id, artifact_path, Path(local_path))
+            for artifact_path, address in end.files.items():
+                self._send_file(receipt.run_id, artifact_path, address, outbox.folder.place)
             receipt.end = end
         client.set_terminated(receipt.run_id, status=end.status, end_time=end.end_time)
 
-    def _send_file(self, run_id: str, artifact_path: str, local_path: Path) -> None:
-        if not local_path.is_file():
-            log.warning("%s is not sent to MLflow as %s: the file is gone", local_path, artifact_path)
-            return
-        # MLflow names a file after its source.
-        with TemporaryDirectory() as folder:
-            source = Path(folder) / basename(artifact_path)
-            source.symlink_to(local_path.absolute())
-            self._client().log_artifact(run_id, str(source), dirname(artifact_path) or None)
+    def _send_file(self, run_id: str, artifact_path: str, address: str, place: Place) -> None:
+        try:
+            # MLflow names a file after its source.
+            with place.opened(address) as path, TemporaryDirectory() as folder:
+                source = Path(folder) / basename(artifact_path)
+                source.symlink_to(path.absolute())
+                self._client().log_artifact(run_id, str(source), dirname(artifact_path) or None)
+        except FileNotFoundError:
+            log.warning("%s is not sent to MLflow as %s: the file is gone", address, artifact_path)
 
     def _link(self, record: RunRecord, receipt: Receipt, *, parents: set[str]) -> None:
         for uid in parents - receipt.parents:
@@ -258,7 +260,7 @@ class Tracking:
     def _translated(self) -> Iterator[None]:
         try:
             yield
-        except (CorruptFile, StoreUnwritable):
+        except (CorruptFile, StoreAway, StoreUnwritable):
             raise
         except Exception as error:
             cause = scrubbed(" ".join(f"{type(error).__name__}: {error}".split()), uri=self._uri)[:300]

@@ -8,13 +8,12 @@ import shutil
 import uuid
 from collections.abc import Mapping
 from contextlib import ExitStack
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from storage.artifact import Marker
 from storage.courier import Courier
 from storage.folder import Folder
-from storage.lease import Lease
+from storage.lease import FileLease, Lease
 from storage.outbox import Outbox, RunInput, RunRecord, now_ms
 from storage.store import MARKER, Store
 from storage.tracking import KEY_TAG, URI_TAG, Tracking, TrackingAway
@@ -185,7 +184,7 @@ class MlflowRecorder:
 
     def _pipeline_lease(self, uid: str) -> Lease:
         """Held while the process of a pipeline lives."""
-        return Lease(Folder(self._pipelines.path.parent / "leases"), uid, wait=0)
+        return FileLease(Folder(self._pipelines.path.parent / "leases"), uid, wait=0)
 
     def open(self, folder: Folder, *, step: str, look: Lookup[Any]) -> MlflowRecord:
         outbox = Outbox(folder)
@@ -232,10 +231,11 @@ class MlflowRecorder:
     def settle(self, store: Store) -> None:
         """Send what runs before this one could not: they were killed, or MLflow was away."""
         with ExitStack() as leases:
-            pipelines = [Outbox(folder) for folder in _folders(self._pipelines.path) if self._is_left(folder, leases)]
+            begun = (self._pipelines / uid for uid in self._pipelines.place.folders())
+            pipelines = [Outbox(folder) for folder in begun if self._is_left(folder, leases)]
             sent = [outbox for outbox in pipelines if self._send_pipeline(outbox)]
-            for folder in _folders(store.root / "work"):
-                self._settle_stage(store, folder.path.name)
+            for key in store.begun():
+                self._settle_stage(store, key)
             for outbox in sent:
                 # What its steps reuse may have been among the stages sent just now: said again, it is looked up again.
                 outbox.add_tags(outbox.tags())
@@ -244,7 +244,7 @@ class MlflowRecorder:
     def _is_left(self, folder: Folder, leases: ExitStack) -> bool:
         """Whether the process of a pipeline is gone; if so, its lease is held from here on."""
         try:
-            leases.enter_context(self._pipeline_lease(folder.path.name))
+            leases.enter_context(self._pipeline_lease(folder.place.name))
         except TimeoutError:
             return False
         return True
@@ -273,13 +273,9 @@ class MlflowRecorder:
             return
 
 
-def _folders(path: Path) -> list[Folder]:
-    return [Folder(folder) for folder in sorted(path.iterdir())] if path.is_dir() else []
-
-
 def _result_tags(marker: Marker, folder: Folder) -> dict[str, str]:
     return {
-        URI_TAG: folder.path.parent.as_uri(),
+        URI_TAG: folder.place.parent.uri,
         "graft.digest": marker.digest,
         "graft.kind": marker.kind,
         "graft.seconds": f"{marker.seconds:.1f}",
@@ -288,8 +284,8 @@ def _result_tags(marker: Marker, folder: Folder) -> dict[str, str]:
 
 def _small_files(marker: Marker, folder: Folder) -> dict[str, str]:
     small = [file for file in marker.files if file.path.endswith(SMALL_FILES) and file.size <= SMALL_FILE_BYTES]
-    files = {file.path: str(folder.path / file.path) for file in small if "zarr.json" not in file.path}
-    return {MARKER: str(folder.path.parent / MARKER), **files}
+    files = {file.path: folder.at(file.path) for file in small if "zarr.json" not in file.path}
+    return {MARKER: folder.place.parent.address(MARKER), **files}
 
 
 def flatten(value: Any, prefix: str = "") -> dict[str, str]:

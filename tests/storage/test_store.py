@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from storage.artifact import Artifact, Marker, artifact_folder, content_digest
+from storage.artifact import Artifact, Marker, content_digest
 from storage.errors import CorruptFile, LeaseLost
 from storage.folder import Folder
 from storage.store import MARKER, Store, open_artifact, read_marker
@@ -72,7 +72,7 @@ def test_looking_writes_nothing(store):
 def test_what_is_found_is_what_was_committed(store):
     artifact = make(store, {"0.txt": b"a", "deep/1.txt": b"bb"})
     assert (artifact.key, artifact.folder.read("deep/1.txt")) == (KEY, b"bb")
-    assert store.marker(KEY) == artifact.marker == read_marker(store.artifact_folder(KEY).path)
+    assert store.marker(KEY) == artifact.marker == read_marker(store.artifact_folder(KEY))
     assert list(store.complete()) == [KEY]
     artifact.verify(deep=True)
 
@@ -190,14 +190,23 @@ def test_a_marker_that_cannot_be_read_is_no_artifact_and_a_warning_says_why(stor
 def test_an_artifact_is_opened_from_another_store_by_its_uri(store, tmp_path):
     place = tmp_path / "with a blank & more"
     artifact = make(Store(place), {"0.txt": b"abc"})
-    opened = open_artifact(Rows, artifact_folder(artifact.uri))
+    opened = open_artifact(Rows, store.folder_at(artifact.uri))
     assert opened.marker == artifact.marker and opened.folder.read("0.txt") == b"abc"
 
 
-@pytest.mark.parametrize("uri", ["s3://bucket/key", "/plain/path"])
-def test_a_uri_that_is_no_file_is_refused(uri):
-    with pytest.raises(ValueError, match=f"must start with file://, got '{uri}'"):
-        artifact_folder(uri)
+@pytest.mark.parametrize(
+    ("where", "reason"),
+    [
+        ("s3:///key", "must name a bucket"),
+        ("s3://name:secret@bucket/key", "must hold no key"),
+        ("s3://bucket/key?signature=secret", "must hold no key"),
+        ("s3://bucket/key", "a cache on this machine is needed"),
+    ],
+)
+def test_a_place_where_no_artifact_can_lie_is_refused_without_telling_its_secret(store, where, reason):
+    with pytest.raises(ValueError, match=reason) as refusal:
+        store.folder_at(where)
+    assert "secret" not in str(refusal.value)
 
 
 def test_an_artifact_of_another_kind_is_refused(store):
