@@ -68,8 +68,11 @@ class Bucket:
         """The bucket of a URL, at the server that the AWS_* variables name.
 
         Raises:
-            ValueError: obstore is not installed.
+            ValueError: obstore is not installed, or one of these variables is no address.
         """
+        for name in ENDPOINTS:
+            if not os.environ.get(name, "http://").startswith(("http://", "https://")):
+                raise ValueError(f"{name} must be an address such as https://s3.example:9000, or not be set at all")
         if find_spec("obstore") is None:
             raise ValueError(f"a store at {url} needs the package obstore: pip install 'graft-ssl[object-store]'")
         named = next((os.environ[name] for name in ENDPOINTS if os.environ.get(name)), None)

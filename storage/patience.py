@@ -20,9 +20,12 @@ PATIENCE_SECONDS = 300.0
 FIRST_PATIENCE_SECONDS = 10.0
 LONGEST_PAUSE_SECONDS = 5.0
 STATUS = re.compile(r"status code: (\d{3})")
-# Of the answers that refuse, those that may be another one next time.
+REFUSED = ("401", "403")
+# Of the other answers that refuse, those that may be another one next time.
 PASSING = ("408", "409", "429")
 NO_BUCKET = ("NoSuchBucket", "ContainerNotFound", "bucket does not exist")
+# Where a machine in a cloud is told its keys; asked when there are none in the environment.
+MACHINE_KEYS = "169.254."
 KEPT = "What was committed is kept: run the same command again"
 
 
@@ -38,21 +41,19 @@ def patiently(call: Callable[[], T], *, seconds: float, whom: str) -> T:
     """
     from obstore.exceptions import GenericError, PermissionDeniedError, UnauthenticatedError
 
+    refusals = (PermissionDeniedError, UnauthenticatedError)
     deadline, pause, told = time.monotonic() + seconds, 0.2, False
     while True:
         try:
             return call()
-        except (PermissionDeniedError, UnauthenticatedError) as error:
-            raise StoreAway(
-                f"{whom} must let Graft list, read, write and delete, and refuses ({_reason(error)}). Set "
-                "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY to a key that may"
-            ) from None
         except FileNotFoundError as error:
             # The messages of the library below are pages long.
             raise (_no_bucket(whom) if _names_no_bucket(error) else FileNotFoundError("no such object")) from None
-        except GenericError as error:
+        except (GenericError, *refusals) as error:
             if _names_no_bucket(error):
                 raise _no_bucket(whom) from None
+            if isinstance(error, refusals) or _status(error) in REFUSED or MACHINE_KEYS in str(error):
+                raise _refused(whom, error) from None
             if _is_final(error):
                 raise StoreAway(f"{whom} must take the request, and does not: {_reason(error)}. {KEPT}") from None
             if time.monotonic() + pause > deadline:
@@ -68,6 +69,13 @@ def patiently(call: Callable[[], T], *, seconds: float, whom: str) -> T:
         pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
 
 
+def _refused(whom: str, error: Exception) -> StoreAway:
+    return StoreAway(
+        f"{whom} must let Graft list, read, write and delete, and there is no key that may ({_reason(error)}). Set "
+        "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+    )
+
+
 def _no_bucket(whom: str) -> StoreAway:
     return StoreAway(f"{whom} must be there, and there is no such bucket. Create it, or correct GRAFT_STORE")
 
@@ -77,14 +85,20 @@ def _names_no_bucket(error: Exception) -> bool:
 
 
 def _is_final(error: Exception) -> bool:
-    status = STATUS.search(str(error))
-    return status is not None and status[1].startswith(("3", "4")) and status[1] not in PASSING
+    status = _status(error)
+    return status.startswith(("3", "4")) and status not in PASSING
+
+
+def _status(error: Exception) -> str:
+    """What a server answered; nothing where none did."""
+    found = STATUS.search(str(error))
+    return found[1] if found else ""
 
 
 def _reason(error: Exception) -> str:
     """What a long message comes down to; without addresses, which may hold a signature."""
     text = str(error).partition("Debug source")[0]
-    if status := STATUS.search(text):
+    if status := _status(error):
         code = re.search(r"<Code>(\w+)</Code>", text)
-        return f"HTTP {status[1]}{f', {code[1]}' if code else ''}"
-    return " ".join(re.sub(r"https?://\S+", "", text).split())[-160:]
+        return f"HTTP {status}{f', {code[1]}' if code else ''}"
+    return " ".join(re.sub(r"https?://\S+", "", text).rpartition(" - ")[2].split())[:160]
