@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
 
@@ -100,7 +101,8 @@ class Store:
         work = LeasedFolder(self.work_folder(key).place, lease=lease)
         artifacts = self.artifact_folder(key)
         if not work.exists(ATTEMPT):
-            taken = artifacts.place.folders()
+            # An attempt without files has no folder in an object store.
+            taken = {*artifacts.place.folders(), self._committed(key)}
             number = next(number for number in range(len(taken) + 1) if str(number) not in taken)
             work.write_json(ATTEMPT, {"data": str(number)})
         data = LeasedFolder(artifacts.place / work.read_json(ATTEMPT)["data"], lease=lease)
@@ -123,6 +125,12 @@ class Store:
         except (FileNotFoundError, CorruptFile):
             return None
         return marker if marker.data == attempt["data"] else None
+
+    def _committed(self, key: str) -> str | None:
+        """The attempt that the marker of a key names."""
+        with suppress(FileNotFoundError, CorruptFile):
+            return self.marker(key).data
+        return None
 
     def drop_work(self, key: str) -> None:
         """Remove the scratch state of a key, so that no later work goes on from a part of it.
