@@ -132,7 +132,7 @@ class Place(ABC):
 
     @abstractmethod
     def sizes(self) -> dict[str, int]:
-        """The sizes of all files, at any depth, sorted by name."""
+        """The sizes of all files by name, at any depth, always in the same order."""
 
     @abstractmethod
     def folders(self) -> list[str]:
