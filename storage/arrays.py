@@ -108,7 +108,7 @@ class ArrayWriter:
         self._shard_rows = shard_rows
         if not folder.exists(f"{name}/zarr.json"):
             _create(self._store, name, shape=shape, dtype=dtype, shard_rows=shard_rows)
-        self._array = zarr.open_array(self._store, path=name, mode="r+")
+        self._array = zarr.open_array(self._store, path=name, mode="r+", zarr_format=3)
 
     def write(self, shard: int, rows: np.ndarray) -> list[FileRecord]:
         """Write shard number `shard`; returns the records of the files that it made."""
@@ -172,7 +172,7 @@ class ArrayReader:
         self._folder = folder
         self._name = name
         try:
-            self._array = zarr.open_array(_FolderStore(folder, read_only=True), path=name, mode="r")
+            self._array = zarr.open_array(_FolderStore(folder, read_only=True), path=name, mode="r", zarr_format=3)
         except PASSED_ON:
             raise
         except READ_ERRORS as error:

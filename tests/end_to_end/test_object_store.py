@@ -96,12 +96,10 @@ def test_a_store_that_was_copied_into_a_bucket_is_one(
     bucket: Bucket, warm: WarmGraft, smoke_home: Path, tmp_path: Path
 ) -> None:
     upload(smoke_home / "store", bucket)
-    env = bucket.environment("home", store_cache_gb=0.0005)
+    env = bucket.environment("home")
 
     again = warm("run", RECIPE, ALONE, env=env)
     assert (again.code, again.computed) == (0, []), again.stderr
-    copies = list((tmp_path / "home" / "cache" / "objects").rglob("*"))
-    assert sum(path.stat().st_size for path in copies if path.is_file()) < 600_000
     page = Path(warm("report", RECIPE, env=env).stdout.strip())
     assert page.is_relative_to(tmp_path / "home") and page.suffix == ".html" and "<html" in page.read_text()
 

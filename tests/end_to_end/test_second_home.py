@@ -33,7 +33,7 @@ def test_a_step_is_run_from_what_mlflow_knows(
     settings = {"tracking_uri": uri, "prefect_api_url": prefect.url}
 
     where = f"{object_server.new_bucket()}/graft" if place == "objects" else tmp_path / "artifacts"
-    first = environment(tmp_path / "first", store=where, **settings) | object_server.variables()
+    first = environment(tmp_path / "first", store=where, **settings) | object_server.variables(door=False)
     made = warm("run", RECIPE, *only(ROAD), env=first)
     assert (made.code, made.stderr) == (0, "")
     keys = keys_of_steps(tmp_path / "first")
@@ -42,7 +42,7 @@ def test_a_step_is_run_from_what_mlflow_knows(
     old = shared.marker(keys["train_student"])
     (tmp_path / "first").rename(tmp_path / "gone")
 
-    env = environment(tmp_path / "second", **settings) | object_server.variables()
+    env = environment(tmp_path / "second", **settings) | object_server.variables(door=False)
     how = ("--force", "train_student") if forced else ("--set", "train_student.epochs=3")
     again = warm("run", RECIPE, "--only", "train_student", *how, env=env)
     assert (again.code, again.stderr) == (0, "")
