@@ -176,7 +176,6 @@ class FileLease(Lease):
     @contextmanager
     def _guard(self) -> Iterator[None]:
         """Leases are read and changed under a lock that dies with its holder."""
-        self._folder.make()
         with self._folder.place.turn(f".{self._name}.lock"):
             yield
 

@@ -13,6 +13,7 @@ from storage.errors import CorruptFile
 from storage.places import Disk, FileRecord, Guard, Place, turn
 from storage.read_cache import ReadCache
 
+SCHEMES = ("s3", "gs", "az", "memory")
 REMEDY = "recompute the step that wrote it (--force)"
 # S3 takes no larger object in one request, and only a single request can have a condition.
 MOST_BYTES_AT_ONCE = 4 * 2**30
@@ -170,6 +171,10 @@ def place_at(where: str | Path, *, cache: ReadCache | None) -> Place:
     path = unquote(parts.path).strip("/")
     if parts.scheme == "file":
         return Disk(Path("/" + path))
+    if parts.scheme not in SCHEMES:
+        raise ValueError(
+            f"a store must be a folder or begin with one of {', '.join(SCHEMES)} and ://, got {str(where)!r}"
+        )
     if not parts.netloc and parts.scheme != "memory":
         raise ValueError(f"a store's URL must name a bucket, such as s3://bucket/graft, got {str(where)!r}")
     if cache is None:

@@ -72,7 +72,7 @@ def patiently(call: Callable[[], T], *, seconds: float, whom: str) -> T:
 def _refused(whom: str, error: Exception) -> StoreAway:
     return StoreAway(
         f"{whom} must let Graft list, read, write and delete, and there is no key that may ({_reason(error)}). Set "
-        "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+        "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (for gs:// and az:// their own variables)"
     )
 
 

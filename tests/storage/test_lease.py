@@ -13,7 +13,7 @@ import pytest
 
 from storage import lease as module
 from storage.errors import LeaseLost, StoreUnwritable
-from storage.folder import Folder
+from storage.folder import FileRecord, Folder
 from storage.lease import FileLease, Lease, LeasedFolder
 
 ELSEWHERE = "another machine/boot/pid namespace"
@@ -109,15 +109,15 @@ def test_it_is_renewed_while_its_holder_lives(folder):
 
 def test_a_disk_that_is_full_for_a_while_does_not_stop_the_renewal(folder, monkeypatch):
     full = threading.Event()
-    make = Folder.make
+    write = Folder.write
 
-    def refuse(self: Folder) -> None:
+    def refuse(self: Folder, name: str, data: bytes) -> FileRecord:
         if full.is_set():
             raise StoreUnwritable(errno.ENOSPC, "No space left on device")
-        make(self)
+        return write(self, name, data)
 
     with lease_of(folder, seconds=0.6):
-        monkeypatch.setattr(Folder, "make", refuse)
+        monkeypatch.setattr(Folder, "write", refuse)
         full.set()
         time.sleep(0.4)
         full.clear()

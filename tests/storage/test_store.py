@@ -230,6 +230,7 @@ def test_an_artifact_is_opened_from_another_store_by_its_uri(kind, tmp_path, cac
     ("where", "reason"),
     [
         ("s3:///key", "must name a bucket"),
+        ("ftp://host/key", "begin with one of s3, gs"),
         ("s3://name:secret@bucket/key", "must hold no key"),
         ("s3://bucket/key?signature=secret", "must hold no key"),
         ("s3://bucket/key", "a cache on this machine is needed"),
