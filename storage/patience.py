@@ -101,4 +101,4 @@ def _reason(error: Exception) -> str:
     if status := _status(error):
         code = re.search(r"<Code>(\w+)</Code>", text)
         return f"HTTP {status}{f', {code[1]}' if code else ''}"
-    return " ".join(re.sub(r"https?://\S+", "", text).rpartition(" - ")[2].split())[:160]
+    return " ".join(re.sub(r"https?://\S+", "", text).rpartition(" - ")[2].split()).rpartition("HTTP error: ")[2][:160]

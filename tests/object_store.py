@@ -20,6 +20,8 @@ from uuid import uuid4
 # Said once, or of this connection alone.
 OWN_HEADERS = ("connection", "transfer-encoding", "date", "server", "content-length")
 START_SECONDS = 60.0
+# An answer of which only the first half comes.
+BREAK_OFF = 0
 
 
 class Request(NamedTuple):
@@ -34,7 +36,7 @@ class ObjectServer:
 
     Attributes:
         requests: what came to the door since it was last cleared.
-        answer: what the door answers by itself: the status of an error, or None to let the request in.
+        answer: what the door answers by itself: the status of an error, BREAK_OFF, or None to let the request in.
     """
 
     def __init__(self, log: Path) -> None:
@@ -111,19 +113,23 @@ def _handler(server: ObjectServer) -> type[BaseHTTPRequestHandler]:
             request = Request(self.command, self.path.partition("?")[0])
             server.requests.append(request)
             status = server.answer(request)
-            if status is None:
-                self._let_in(body)
+            if status in (None, BREAK_OFF):
+                self._let_in(body, whole=status is None)
             else:
                 self._say(status, [], b"<Error><Code>Shut</Code></Error>")
 
-        def _let_in(self, body: bytes) -> None:
+        def _let_in(self, body: bytes, *, whole: bool) -> None:
             inside = http.client.HTTPConnection("127.0.0.1", server.port, timeout=START_SECONDS)
             try:
                 inside.request(self.command, self.path, body, dict(self.headers))
                 answer = inside.getresponse()
                 headers = [(name, value) for name, value in answer.getheaders() if name.lower() not in OWN_HEADERS]
                 length = answer.getheader("Content-Length") if self.command == "HEAD" else None
-                self._say(answer.status, headers, answer.read(), length=length)
+                content = answer.read()
+                if not whole:
+                    length, content = str(len(content)), content[: len(content) // 2]
+                    self.close_connection = True
+                self._say(answer.status, headers, content, length=length)
             finally:
                 inside.close()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import signal
 import threading
 import time
 from collections.abc import Iterator
@@ -16,7 +17,7 @@ from storage.errors import CorruptFile, StoreAway
 from storage.folder import FileRecord, Folder
 from storage.objects import Objects, place_at
 from storage.read_cache import ReadCache
-from tests.object_store import ObjectServer, Request
+from tests.object_store import BREAK_OFF, ObjectServer, Request
 
 
 @pytest.fixture
@@ -179,6 +180,38 @@ def test_a_store_that_is_away_for_a_while_is_waited_for(
                 act()
     assert folder.read("a.bin") == b"new"
     assert [f"does not answer (HTTP {status}" in message for message in caplog.messages] == [True] * 3
+
+
+def test_an_answer_that_breaks_off_is_asked_for_again(folder: Folder, object_server: ObjectServer) -> None:
+    record = folder.write("a.bin", bytes(100_000))
+    broken: list[Request] = []
+
+    def break_off(request: Request) -> int | None:
+        broken.append(request)
+        return BREAK_OFF if len(broken) == 1 else None
+
+    for read in (folder.read, folder.record):
+        broken.clear()
+        with object_server.answering(break_off):
+            assert read("a.bin") in (bytes(100_000), record)
+        assert len(broken) == 2
+
+
+def test_a_store_that_hangs_is_given_up_and_asked_again(
+    object_server: ObjectServer, cache: ReadCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("storage.bucket.SILENCE_SECONDS", 1)
+    folder = Folder(place_at(object_server.new_bucket(), cache=cache), guard=Held())
+    folder.write("a.bin", b"old")
+    object_server.process.send_signal(signal.SIGSTOP)
+    waker = threading.Timer(1.5, object_server.process.send_signal, [signal.SIGCONT])
+    waker.start()
+    try:
+        # The first request was taken in, and is answered when nobody listens any more.
+        folder.write("a.bin", b"new")
+    finally:
+        waker.join()
+    assert folder.read("a.bin") == b"new"
 
 
 def test_a_store_that_stays_away_is_an_error_that_says_what_to_do(folder: Folder, object_server: ObjectServer) -> None:
