@@ -52,7 +52,7 @@ class ReadCache:
             if not _is_still(path, stream.fileno()) or os.fstat(stream.fileno()).st_size != record.size:
                 yield None
                 return
-            os.utime(path)
+            os.utime(stream.fileno())
             yield path
 
     @contextmanager
@@ -83,7 +83,8 @@ class ReadCache:
                     digest.update(block)
                     with writing(self.folder):
                         stream.write(block)
-                stream.flush()
+                with writing(self.folder):
+                    stream.flush()
                 return stream.tell()
 
             try:
