@@ -193,7 +193,7 @@ def _recorder(runtime: Runtime, *, experiment: str) -> MlflowRecorder:
 
 def open_store(runtime: Runtime) -> Store:
     """The store as the runtime names it."""
-    return Store(runtime.store_root, lease_seconds=runtime.lease_seconds)
+    return Store(runtime.store_root, lease_seconds=runtime.lease_seconds, cache=runtime.read_cache)
 
 
 def tracking(runtime: Runtime) -> Tracking:

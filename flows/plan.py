@@ -13,7 +13,7 @@ from flows.selection import Selection
 from storage.artifact import Artifact, Marker
 from storage.errors import CorruptFile
 from storage.folder import Folder
-from storage.store import MARKER, Store
+from storage.store import ATTEMPT, MARKER, Store
 from tasks.stage import PROGRESS, Context, Lookup, Stage, look_up
 
 State = Literal["done", "collected", "partial", "stale", "missing", "waits"]
@@ -158,7 +158,7 @@ class Planner:
         if found := look.find(self._context.store, self._context.recorder):
             return StepStatus(step, name, "done", None, "", found, key)
         work = self._context.store.work_folder(key)
-        if work.path.is_dir():
+        if work.exists(ATTEMPT):
             return StepStatus(step, name, "partial", _percent(work), "begun and not finished", None, key)
         before = self._history.get(step)
         if before == key or self._context.store.artifact_folder(key).exists(MARKER):

@@ -92,7 +92,7 @@ class _Memory:
     """What was seen, in the store, which all workers share."""
 
     def __init__(self, store: Store, name: str) -> None:
-        self._folder = store.folder(WATCH)
+        self._folder = store.folder / WATCH
         self._name = name
 
     def read(self) -> Seen | None:

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from pathlib import Path
+import asyncio
+import io
+from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
 import numpy as np
 import zarr
-from zarr.abc.store import ByteRequest
+from zarr.abc.store import ByteRequest, OffsetByteRequest, RangeByteRequest, Store, SuffixByteRequest
 from zarr.codecs import BytesCodec, Crc32cCodec
-from zarr.core.buffer import Buffer
-from zarr.storage import LocalStore, WrapperStore
+from zarr.core.buffer import Buffer, default_buffer_prototype
 
-from storage.errors import CorruptFile
+from storage.errors import CorruptFile, StoreAway, StoreUnwritable
 from storage.folder import FileRecord, Folder
 
 # Zarr reads a whole inner chunk; 8 MB keeps a random read cheap and a scan at the disk's speed.
@@ -21,47 +21,94 @@ INNER_CHUNK_BYTES = 8 * 2**20
 
 # What Zarr raises for damaged data and descriptions.
 READ_ERRORS = (ValueError, OSError, RuntimeError, KeyError, TypeError)
+# What says already what is wrong, or is no damage.
+PASSED_ON = (CorruptFile, StoreAway, StoreUnwritable)
 REMEDY = "recompute the step that wrote it (--force)"
 
 # Zarr leaves out chunks that hold only zeros; then nobody could tell them from lost ones.
 zarr.config.set({"array.write_empty_chunks": True})
 
 
-class _DoorStore(WrapperStore[LocalStore]):
-    """Zarr's local store with the writes taken through Folder.write, which also gives their digests."""
+class _FolderStore(Store):
+    """A folder as Zarr sees it: reads of files that are on this machine, writes through Folder.write.
+
+    Attributes:
+        written: the records of what was written since it was last cleared.
+    """
+
+    supports_writes = True
+    supports_deletes = False
+    supports_listing = True
 
     def __init__(self, folder: Folder, *, read_only: bool = False) -> None:
-        super().__init__(LocalStore(folder.path, read_only=read_only))
+        super().__init__(read_only=read_only)
         self.folder = folder
         self.written: dict[str, FileRecord] = {}
 
-    def _with_store(self, store: LocalStore) -> _DoorStore:
-        return _DoorStore(self.folder, read_only=store.read_only)
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _FolderStore) and str(other.folder) == str(self.folder)
+
+    def with_read_only(self, read_only: bool = False) -> _FolderStore:
+        return _FolderStore(self.folder, read_only=read_only)
 
     async def set(self, key: str, value: Buffer) -> None:
-        self.written[key] = self.folder.write(key, value.to_bytes())
-
-    async def set_if_not_exists(self, key: str, value: Buffer) -> None:
-        if not self.folder.exists(key):
-            await self.set(key, value)
-
-    async def get_partial_values(self, prototype: Any, key_ranges: Any) -> list[Buffer | None]:
-        return [await self._store.get(key, prototype, byte_range) for key, byte_range in key_ranges]
+        self._check_writable()
+        # Not in this thread: while one shard goes out, the codecs are at the next.
+        self.written[key] = await asyncio.to_thread(self.folder.write, key, value.to_bytes())
 
     async def get(self, key: str, prototype: Any = None, byte_range: ByteRequest | None = None) -> Buffer | None:
-        return await self._store.get(key, prototype, byte_range)
+        try:
+            data = await asyncio.to_thread(self._read, key, byte_range)
+        except FileNotFoundError:
+            return None
+        return (prototype or default_buffer_prototype()).buffer.from_bytes(data)
+
+    async def get_partial_values(self, prototype: Any, key_ranges: Any) -> list[Buffer | None]:
+        return [await self.get(key, prototype, byte_range) for key, byte_range in key_ranges]
+
+    async def exists(self, key: str) -> bool:
+        return await asyncio.to_thread(self.folder.exists, key)
+
+    async def delete(self, key: str) -> None:
+        raise NotImplementedError("what is kept is replaced or dropped whole")
+
+    async def list(self) -> AsyncIterator[str]:
+        for name in self.folder.files():
+            yield name
+
+    async def list_prefix(self, prefix: str) -> AsyncIterator[str]:
+        for name in self.folder.files():
+            if name.startswith(prefix):
+                yield name
+
+    async def list_dir(self, prefix: str) -> AsyncIterator[str]:
+        start = f"{prefix.rstrip('/')}/" if prefix else ""
+        below = (name.removeprefix(start) for name in self.folder.files() if name.startswith(start))
+        for name in sorted({name.partition("/")[0] for name in below}):
+            yield name
+
+    def _read(self, key: str, byte_range: ByteRequest | None) -> bytes:
+        with self.folder.local(key) as path, path.open("rb") as stream:
+            if isinstance(byte_range, RangeByteRequest):
+                stream.seek(byte_range.start)
+                return stream.read(byte_range.end - byte_range.start)
+            if isinstance(byte_range, OffsetByteRequest):
+                stream.seek(byte_range.offset)
+            if isinstance(byte_range, SuffixByteRequest):
+                stream.seek(max(0, stream.seek(0, io.SEEK_END) - byte_range.suffix))
+            return stream.read()
 
 
 class ArrayWriter:
     """Writes the shards of one (N, ...) array. A shard is one assignment, one file, one record."""
 
     def __init__(self, folder: Folder, name: str, *, shape: tuple[int, ...], dtype: str, shard_rows: int) -> None:
-        self._store = _DoorStore(folder)
+        self._store = _FolderStore(folder)
         self._name = name
         self._shard_rows = shard_rows
         if not folder.exists(f"{name}/zarr.json"):
             _create(self._store, name, shape=shape, dtype=dtype, shard_rows=shard_rows)
-        self._array = zarr.open_array(self._store, path=name, mode="r+")
+        self._array = zarr.open_array(self._store, path=name, mode="r+", zarr_format=3)
 
     def write(self, shard: int, rows: np.ndarray) -> list[FileRecord]:
         """Write shard number `shard`; returns the records of the files that it made."""
@@ -71,7 +118,7 @@ class ArrayWriter:
         return list(self._store.written.values())
 
 
-def _create(store: _DoorStore, name: str, *, shape: tuple[int, ...], dtype: str, shard_rows: int) -> None:
+def _create(store: _FolderStore, name: str, *, shape: tuple[int, ...], dtype: str, shard_rows: int) -> None:
     row_bytes = int(np.dtype(dtype).itemsize * np.prod(shape[1:], dtype=np.int64))
     inner_rows = shard_rows
     # Inner chunks must divide the shard: halve it, or take single rows when it is odd.
@@ -98,7 +145,7 @@ def write_array(folder: Folder, name: str, values: np.ndarray) -> None:
 
 def write_group(folder: Folder, attributes: Mapping[str, Any]) -> None:
     """Make the folder a Zarr group with these attributes."""
-    zarr.create_group(_DoorStore(folder), attributes=dict(attributes), overwrite=False)
+    zarr.create_group(_FolderStore(folder), attributes=dict(attributes), overwrite=False)
 
 
 def read_group(folder: Folder) -> dict[str, Any]:
@@ -110,7 +157,7 @@ def read_group(folder: Folder) -> dict[str, Any]:
     try:
         attributes: dict[str, Any] = folder.read_json("zarr.json")["attributes"]
     except (FileNotFoundError, KeyError) as error:
-        raise CorruptFile(f"{folder.path / 'zarr.json'} must describe a Zarr group; {REMEDY}") from error
+        raise CorruptFile(f"{folder.at('zarr.json')} must describe a Zarr group; {REMEDY}") from error
     return attributes
 
 
@@ -122,11 +169,15 @@ class ArrayReader:
     """
 
     def __init__(self, folder: Folder, name: str) -> None:
-        self._where = folder.path / name
+        self._folder = folder
+        self._name = name
         try:
-            self._array = zarr.open_array(LocalStore(folder.path, read_only=True), path=name, mode="r")
+            self._array = zarr.open_array(_FolderStore(folder, read_only=True), path=name, mode="r", zarr_format=3)
+        except PASSED_ON:
+            raise
         except READ_ERRORS as error:
-            raise CorruptFile(f"{self._where / 'zarr.json'} must describe a Zarr array: {error}; {REMEDY}") from error
+            described = folder.at(f"{name}/zarr.json")
+            raise CorruptFile(f"{described} must describe a Zarr array: {error}; {REMEDY}") from error
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -152,23 +203,27 @@ class ArrayReader:
             self._require_kept(shard)
         try:
             return np.asarray(self._array[start:stop])
+        except PASSED_ON:
+            raise
         except READ_ERRORS as error:
             raise CorruptFile(f"{self._damaged(shards)} must be as it was written: {error}; {REMEDY}") from error
 
-    def _file(self, shard: int) -> Path:
-        return self._where.joinpath("c", str(shard), *["0"] * (len(self.shape) - 1))
+    def _file(self, shard: int) -> str:
+        return "/".join([self._name, "c", str(shard), *["0"] * (len(self.shape) - 1)])
 
     def _require_kept(self, shard: int) -> None:
         """Zarr reads a shard that is missing or empty as zeros."""
-        path = self._file(shard)
-        if not path.is_file() or path.stat().st_size == 0:
-            raise CorruptFile(f"the shard {path} must be there, and is missing or empty; {REMEDY}")
+        name = self._file(shard)
+        # Of a remote folder this brings the shard here, whole, before Zarr reads parts of it.
+        with self._folder.local(name) as path:
+            if not path.is_file() or path.stat().st_size == 0:
+                raise CorruptFile(f"the shard {self._folder.at(name)} must be there, and is missing or empty; {REMEDY}")
 
-    def _damaged(self, shards: range) -> Path:
+    def _damaged(self, shards: range) -> str:
         """The file of the first of these shards that cannot be read; the array's folder if all can, the second time."""
         for shard in shards:
             try:
                 self._array[shard * self.shard_rows : (shard + 1) * self.shard_rows]
             except READ_ERRORS:
-                return self._file(shard)
-        return self._where
+                return self._folder.at(self._file(shard))
+        return self._folder.at(self._name)

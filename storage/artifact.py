@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict
@@ -98,7 +97,7 @@ class Artifact:
 
     def __init__(self, folder: Folder, marker: Marker) -> None:
         if marker.kind != self.kind:
-            raise ValueError(f"an artifact of kind {self.kind} is needed; {folder.path} holds {marker.kind}")
+            raise ValueError(f"an artifact of kind {self.kind} is needed; {folder} holds {marker.kind}")
         self.folder = folder
         self.marker = marker
 
@@ -116,7 +115,7 @@ class Artifact:
     @property
     def uri(self) -> str:
         """Where the artifact lies: the folder of its marker."""
-        return self.folder.path.parent.as_uri()
+        return self.folder.place.parent.uri
 
     def ref(self) -> InputRef:
         return InputRef(kind=self.kind, key=self.key, digest=self.digest)
@@ -127,31 +126,16 @@ class Artifact:
         Raises:
             CorruptFile: names the first file that differs, and how.
         """
+        sizes = self.folder.place.sizes()
         for file in self.marker.files:
-            self._verify_file(file, deep=deep)
+            self._verify_file(file, size=sizes.get(file.path), deep=deep)
 
-    def _verify_file(self, file: FileRecord, *, deep: bool) -> None:
-        path = self.folder.path / file.path
+    def _verify_file(self, file: FileRecord, *, size: int | None, deep: bool) -> None:
+        path = self.folder.at(file.path)
         remedy = f"recompute it with --force on the step that makes it (stage {self.marker.stage})"
-        try:
-            size = path.stat().st_size
-        except FileNotFoundError:
-            raise CorruptFile(f"{self!r} must hold the file {path}, which is missing; {remedy}") from None
+        if size is None:
+            raise CorruptFile(f"{self!r} must hold the file {path}, which is missing; {remedy}")
         if size != file.size:
             raise CorruptFile(f"{path} of {self!r} must have {file.size} bytes and has {size}; {remedy}")
         if deep and self.folder.record(file.path).sha256 != file.sha256:
             raise CorruptFile(f"{path} of {self!r} differs from what was written (sha256); {remedy}")
-
-
-def artifact_folder(uri: str) -> Path:
-    """The local folder that an artifact's URI names.
-
-    Raises:
-        ValueError: the URI is not a file URI.
-    """
-    from urllib.parse import unquote, urlsplit
-
-    parts = urlsplit(uri)
-    if parts.scheme != "file":
-        raise ValueError(f"an artifact's URI must start with file://, got {uri!r}")
-    return Path(unquote(parts.path))

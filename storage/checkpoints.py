@@ -55,7 +55,7 @@ def load_checkpoint(folder: Folder) -> dict[str, Any] | None:
     except READ_ERRORS as error:
         reason = " ".join(str(error).split())[:300]
         raise CorruptFile(
-            f"{folder.path / CHECKPOINT} must be a checkpoint: {reason}. Remove the folder {folder.path} to begin this "
+            f"{folder.at(CHECKPOINT)} must be a checkpoint: {reason}. Remove the folder {folder} to begin this "
             "step anew"
         ) from error
     return state

@@ -15,8 +15,9 @@ from storage.errors import CorruptFile
 from storage.folder import Folder, Usage
 from storage.lease import Lease
 from storage.pins import pinned
+from storage.places import DROPPED_PREFIX
 from storage.runs import RunRecord, RunRecords
-from storage.store import ATTEMPT, COLLECTED, DROPPED_PREFIX, Store, is_collected
+from storage.store import ATTEMPT, COLLECTED, Store, is_collected
 
 What = Literal["data", "old attempt", "work", "dropped", "run record"]
 
@@ -73,12 +74,12 @@ class Collector:
             NewerArtifact: a newer Graft works in this store.
         """
         reached = self._reached()
-        keys = {*self._store.folder("artifacts").folders(), *self._store.folder("work").folders()}
+        keys = {*(self._store.folder / "artifacts").folders(), *self._store.begun()}
         unmade = [key for key in sorted(keys) if not self._store.lease(key).is_taken()]
         found = [garbage for key in unmade for garbage in self._of_key(key, reached)]
-        for name in self._store.folder("").folders():
+        for name in (self._store.folder / "work").folders():
             if name.startswith(DROPPED_PREFIX):
-                size = self._store.folder(name).usage().size
+                size = self._store.work_folder(name).usage().size
                 found.append(Garbage("dropped", name, "", "", size, "a process was killed while it removed this"))
         for run, record in self._ended.items():
             if record.noted_at() < self._since:
@@ -93,7 +94,7 @@ class Collector:
             StoreUnwritable: the system refuses.
         """
         if garbage.what == "dropped":
-            self._store.folder(garbage.name).delete()
+            self._store.work_folder(garbage.name).delete()
             return True
         if garbage.what == "run record":
             self._records.remove(garbage.name)
@@ -141,7 +142,7 @@ class Collector:
             return
         kind = marker.kind if marker else ""
         work = self._store.work_folder(key)
-        begun = work.path.is_dir()
+        begun = work.exists(ATTEMPT)
         for attempt in folder.folders():
             data = folder / attempt
             if marker and attempt == marker.data:

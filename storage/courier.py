@@ -53,7 +53,7 @@ class Courier:
             "MLflow at %s has not all of this run; %d metric rows wait in %s and are sent by the next run",
             self._tracking.uri,
             self._tracking.receipts.waiting_rows(self._outbox),
-            self._outbox.folder.path,
+            self._outbox.folder,
         )
         return False
 
@@ -74,5 +74,5 @@ class Courier:
         except Exception as error:
             self.error = error
             if not self._warned:
-                log.warning("%s. The work goes on; its metrics are kept in %s", error, self._outbox.folder.path)
+                log.warning("%s. The work goes on; its metrics are kept in %s", error, self._outbox.folder)
             self._warned = True

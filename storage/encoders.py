@@ -6,7 +6,7 @@ import hashlib
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from storage.artifact import Artifact
-from storage.errors import CorruptFile
+from storage.errors import CorruptFile, StoreAway, StoreUnwritable
 from storage.folder import Folder, canonical_json
 
 if TYPE_CHECKING:
@@ -44,13 +44,14 @@ class Encoder(Artifact):
     def _weights(self, prefix: str) -> dict[str, Tensor]:
         from safetensors import SafetensorError, safe_open
 
-        path = self.folder.path / WEIGHTS
         try:
-            with safe_open(path, framework="pt") as file:
+            with self.folder.local(WEIGHTS) as path, safe_open(path, framework="pt") as file:
                 names = [name for name in file.keys() if name.startswith(prefix)]  # noqa: SIM118 (no mapping)
                 return {name.removeprefix(prefix): file.get_tensor(name) for name in names}
+        except (StoreAway, StoreUnwritable):
+            raise
         except (SafetensorError, OSError) as error:
-            raise CorruptFile(f"{path} must be an intact safetensors file: {error}") from error
+            raise CorruptFile(f"{self.folder.at(WEIGHTS)} must be an intact safetensors file: {error}") from error
 
 
 def write_encoder(

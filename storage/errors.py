@@ -19,3 +19,7 @@ class DataCollected(FileNotFoundError):
 
 class NewerArtifact(RuntimeError):
     """A newer Graft made this artifact, and this one cannot read what it says of it."""
+
+
+class StoreAway(OSError):
+    """The object store does not answer, does not know the bucket, or refuses."""

@@ -23,9 +23,9 @@ class Features(Artifact):
     # Terabytes; each chunk has its own checksum.
     verified_whole: ClassVar[bool] = False
 
-    def _verify_file(self, file: FileRecord, *, deep: bool) -> None:
+    def _verify_file(self, file: FileRecord, *, size: int | None, deep: bool) -> None:
         # The descriptions of the arrays are small, and have no checksum of their own.
-        super()._verify_file(file, deep=deep or file.path.endswith(DESCRIPTION))
+        super()._verify_file(file, size=size, deep=deep or file.path.endswith(DESCRIPTION))
 
     @cached_property
     def _attributes(self) -> dict[str, Any]:

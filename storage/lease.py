@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import socket
 import threading
 import time
 import uuid
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, ClassVar, Self
 
 from storage.errors import CorruptFile, LeaseLost
-from storage.folder import FileRecord, Folder, writing
+from storage.folder import Folder
+from storage.places import Place
 
-POLL_SECONDS = 0.2
 
-
-def _process_identity() -> dict[str, Any]:
+def process_identity() -> dict[str, Any]:
     """Who holds: enough to see on the same machine, without waiting, that the holder is dead."""
     return {"host": _host_identity(), "pid": os.getpid(), "started": _process_start(os.getpid())}
 
@@ -46,22 +45,24 @@ def _process_start(pid: int) -> str | None:
     return None if fields[0] == "Z" else fields[19]
 
 
-class Lease:
+class Lease(ABC):
     """The right to write one artifact; held in a `with` block.
 
     Args:
-        folder: where lease files lie.
         name: what is leased, a file name.
         seconds: how long the lease lives without renewal; a thread renews it three times as often.
         wait: how long to wait for another holder before giving up; None waits for ever.
+    Attributes:
+        seen: see storage.places.Guard.
     Raises:
         TimeoutError: on entering, when the wait was not long enough; names the holder.
     """
 
-    def __init__(self, folder: Folder, name: str, *, seconds: float = 60.0, wait: float | None = None) -> None:
-        self._folder = folder
+    poll_seconds: ClassVar[float]
+
+    def __init__(self, name: str, *, seconds: float, wait: float | None) -> None:
+        self.seen: dict[str, Any] = {}
         self._name = f"{name}.json"
-        self._lock_name = f".{self._name}.lock"
         self._seconds = seconds
         self._wait = wait
         self._token = uuid.uuid4().hex
@@ -69,12 +70,12 @@ class Lease:
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
 
-    def __enter__(self) -> Lease:
+    def __enter__(self) -> Self:
         deadline = None if self._wait is None else time.monotonic() + self._wait
         while not self._take():
             if deadline is not None and time.monotonic() > deadline:
                 raise TimeoutError(f"another process is making this artifact: {self._holder()}")
-            time.sleep(POLL_SECONDS)
+            time.sleep(self.poll_seconds)
         self._thread = threading.Thread(target=self._renew_until_stopped, daemon=True, name="graft-lease")
         self._thread.start()
         return self
@@ -86,13 +87,7 @@ class Lease:
         if self._thread is not None:
             self._thread.join()
         with self._guard():
-            if self._is_mine():
-                self._folder.remove(self._name)
-
-    def forget(self) -> None:
-        """Leave no file behind; for a name that nobody takes again."""
-        self._folder.remove(self._name)
-        self._folder.remove(self._lock_name)
+            self._give_back()
 
     def check(self) -> None:
         """Make sure that this process still holds the lease; costs nothing until it could have expired.
@@ -107,7 +102,12 @@ class Lease:
     def is_taken(self) -> bool:
         """Whether a living process holds the lease now; only looks."""
         holder = self._holder()
-        return holder is not None and not _is_dead(holder)
+        return holder is not None and not self._is_over(holder)
+
+    def is_left(self) -> bool:
+        """Whether its last holder is gone, and did not give it back; only looks."""
+        holder = self._holder()
+        return holder is not None and self._is_over(holder)
 
     @contextmanager
     def held(self) -> Iterator[None]:
@@ -120,22 +120,32 @@ class Lease:
             self._require_mine()
             yield
 
-    @contextmanager
-    def _guard(self) -> Iterator[None]:
-        """Leases are read and changed under a lock of the operating system, which dies with its holder."""
-        self._folder.make()
-        with writing(self._folder.path):
-            stream = (self._folder.path / self._lock_name).open("w")
-        with stream:
-            fcntl.flock(stream, fcntl.LOCK_EX)
-            yield
+    @abstractmethod
+    def _guard(self) -> AbstractContextManager[None]:
+        """A block in which the lease is read and changed."""
 
+    @abstractmethod
     def _holder(self) -> dict[str, Any] | None:
-        try:
-            value: dict[str, Any] = self._folder.read_json(self._name)
-        except (FileNotFoundError, CorruptFile):
-            return None
-        return value
+        """Who holds it, or held it last; None where it was given back."""
+
+    @abstractmethod
+    def _is_over(self, holder: dict[str, Any]) -> bool:
+        """Whether the holder is dead, or has not renewed in time."""
+
+    @abstractmethod
+    def _write(self) -> bool:
+        """Write this process down as its holder, now; gives whether it is."""
+
+    @abstractmethod
+    def _give_back(self) -> None:
+        """Leave it to others, if it is this process's."""
+
+    @abstractmethod
+    def forget(self) -> None:
+        """Leave nothing behind; for a name that nobody takes again."""
+
+    def _renew(self) -> bool:
+        return self._is_mine() and self._write()
 
     def _is_mine(self) -> bool:
         holder = self._holder()
@@ -151,70 +161,78 @@ class Lease:
     def _take(self) -> bool:
         with self._guard():
             holder = self._holder()
-            if holder is not None and not _is_dead(holder):
-                return False
-            self._write()
-            return True
-
-    def _write(self) -> None:
-        expires = time.time() + self._seconds
-        self._folder.write_json(self._name, {"token": self._token, "expires": expires, **_process_identity()})
-        self._expires = expires
+            return (holder is None or self._is_over(holder)) and self._write()
 
     def _renew_until_stopped(self) -> None:
         while not self._stop.wait(self._seconds / 3):
             try:
                 with self._guard():
-                    if not self._is_mine():
+                    if not self._renew():
                         return
-                    self._write()
             except OSError:
-                # A full disk: the lease may run out, and then the next check tells.
+                # A full disk, a store that is away: the lease may run out, and then the next check tells.
                 continue
 
 
-class LeasedFolder(Folder):
-    """A folder that only the holder of a lease writes to."""
+class FileLease(Lease):
+    """A lease that is a file of a folder that all who want it see, under a lock of the operating system.
 
-    def __init__(self, path: Path, *, lease: Lease) -> None:
-        super().__init__(path)
-        self._lease = lease
+    Args:
+        folder: where lease files lie.
+    """
 
-    def __truediv__(self, name: str) -> LeasedFolder:
-        return LeasedFolder(self.path / name, lease=self._lease)
+    poll_seconds = 0.2
 
-    def write(self, name: str, data: bytes | memoryview) -> FileRecord:
-        """Write as a Folder does.
-
-        Raises:
-            LeaseLost: another process took over; nothing was written.
-        """
-        self._lease.check()
-        return super().write(name, data)
+    def __init__(self, folder: Folder, name: str, *, seconds: float = 60.0, wait: float | None = None) -> None:
+        super().__init__(name, seconds=seconds, wait=wait)
+        self._folder = folder
+        self._lock_name = f".{self._name}.lock"
 
     @contextmanager
-    def _admitted(self) -> Iterator[None]:
-        # The process may have stood still since the check, in the middle of the write.
-        with self._lease.held():
+    def _guard(self) -> Iterator[None]:
+        """Leases are read and changed under a lock that dies with its holder."""
+        with self._folder.place.turn(self._lock_name):
             yield
 
+    def _holder(self) -> dict[str, Any] | None:
+        try:
+            value: dict[str, Any] = self._folder.read_json(self._name)
+        except (FileNotFoundError, CorruptFile):
+            return None
+        return value
 
-def _is_dead(holder: dict[str, Any]) -> bool:
-    if holder["expires"] < time.time():
+    def _is_over(self, holder: dict[str, Any]) -> bool:
+        return bool(holder["expires"] < time.time()) or died_here(holder)
+
+    def _write(self) -> bool:
+        expires = time.time() + self._seconds
+        self._folder.write_json(self._name, {"token": self._token, "expires": expires, **process_identity()})
+        self._expires = expires
         return True
+
+    def _give_back(self) -> None:
+        if self._is_mine():
+            self._folder.remove(self._name)
+
+    def forget(self) -> None:
+        self._folder.remove(self._name)
+        self._folder.remove(self._lock_name)
+
+
+class LeasedFolder(Folder):
+    """A folder that only the holder of a lease writes to; others get LeaseLost."""
+
+    def __init__(self, place: Place | Path, *, lease: Lease) -> None:
+        super().__init__(place, guard=lease)
+
+
+def died_here(holder: dict[str, Any]) -> bool:
+    """Whether the holder was a process of this machine that lives no more."""
     if holder["host"] != _host_identity() or holder["started"] is None:
         return False
     return _process_start(holder["pid"]) != str(holder["started"])
 
 
-def holders(folder: Folder) -> dict[str, bool]:
-    """What is leased -> whether its holder lives. Looks only, and takes nothing over."""
-    alive = {}
-    for name in folder.files():
-        if name.endswith(".json"):
-            try:
-                alive[name.removesuffix(".json")] = not _is_dead(folder.read_json(name))
-            except (FileNotFoundError, CorruptFile):
-                # Given back meanwhile; or damaged, and then anybody may take it.
-                continue
-    return alive
+def leased_names(folder: Folder) -> list[str]:
+    """What is leased in a folder, or was and its holder left something."""
+    return [name.removesuffix(".json") for name in folder.files() if name.endswith(".json")]

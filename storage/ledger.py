@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
-from storage.errors import CorruptFile
 from storage.folder import FileRecord, Folder
 
 
@@ -21,14 +22,13 @@ class Ledger:
     def __init__(self, folder: Folder, *, data: Folder) -> None:
         self._folder = folder
         self._entries: dict[str, dict[str, Any]] = {}
-        for name in folder.files():
-            try:
-                entry = folder.read_json(name)
-            except CorruptFile:
-                # Its unit is done again; that is always allowed.
-                continue
-            if all(data.has(FileRecord(*file)) for file in entry["files"]):
-                self._entries[name.removesuffix(".json")] = entry
+        names, sizes = list(folder.files()), data.place.sizes()
+        for name, content in zip(names, folder.place.read_all(names), strict=True):
+            # Of an entry that cannot be read the unit is done again; that is always allowed.
+            with suppress(ValueError):
+                entry = json.loads(content)
+                if all(sizes.get(path) == size for path, size, _ in entry["files"]):
+                    self._entries[name.removesuffix(".json")] = entry
 
     def __contains__(self, unit: str) -> bool:
         return unit in self._entries

@@ -74,7 +74,7 @@ class RunRecord(BaseModel):
 
 
 class RunEnd(BaseModel):
-    """How a run ended: `files` maps a path in MLflow's artifacts to a local file."""
+    """How a run ended: `files` maps a path in MLflow's artifacts to the address of a file, see Place."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -216,7 +216,7 @@ class Outbox:
         """Record the end. Only FINISHED keeps rows past the last checkpoint: else a resume logs them again.
 
         Args:
-            files: path in MLflow's artifacts -> absolute path of a small file, read when the outbox is sent.
+            files: path in MLflow's artifacts -> address of a small file (Folder.at), read when the outbox is sent.
         """
         if status == "FINISHED":
             self.release(self.commit())

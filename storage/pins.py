@@ -20,9 +20,9 @@ def pin(store: Store, key: str, *, reason: str) -> None:
     """
     _require_key(key)
     # Written first: a collector that is at this very artifact sees it, or has said before that it is collected.
-    store.folder(PINS).write_json(f"{key}.json", {"reason": reason, "created": datetime.now(UTC).isoformat()})
+    (store.folder / PINS).write_json(f"{key}.json", {"reason": reason, "created": datetime.now(UTC).isoformat()})
     if not store.artifact_folder(key).exists(MARKER) or store.is_collected(key):
-        store.folder(PINS).remove(f"{key}.json")
+        (store.folder / PINS).remove(f"{key}.json")
         raise ValueError(
             f"the artifact of {key} must be there to be pinned, and {store!r} has no data of it; "
             "see the keys of those that are: graft status RECIPE --keys"
@@ -40,12 +40,12 @@ def unpin(store: Store, key: str) -> None:
         raise ValueError(
             f"{key} must be pinned to be unpinned; pinned are: {', '.join(sorted(pinned(store))) or 'none'}"
         )
-    store.folder(PINS).remove(f"{key}.json")
+    (store.folder / PINS).remove(f"{key}.json")
 
 
 def pinned(store: Store) -> dict[str, str]:
     """Key -> reason of every pin."""
-    folder = store.folder(PINS)
+    folder = store.folder / PINS
     pins = {}
     for name in folder.files():
         with suppress(FileNotFoundError):

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
 from urllib.parse import unquote
 
 from pydantic import BaseModel, ConfigDict
 
-from storage.folder import Folder, writing
+from storage.folder import Folder
 from storage.outbox import Outbox, OutboxState, RunEnd, RunRecord
 
 
@@ -58,7 +54,7 @@ class Receipts:
 
     def keep(self, outbox: Outbox, receipt: Receipt) -> None:
         """Write the receipt; a plain folder, because who sends has the turn, and not the stage's lease."""
-        Folder(outbox.folder.path).write(self._name, receipt.model_dump_json().encode())
+        Folder(outbox.folder.place).write(self._name, receipt.model_dump_json().encode())
 
     def is_complete(self, outbox: Outbox, *, parent: Outbox | None) -> bool:
         """Whether all of an outbox was sent, and its parents know of it."""
@@ -84,17 +80,6 @@ def parents_of(record: RunRecord, *, given: Outbox | None) -> set[str]:
     uids = {record.parent} if record.parent is not None else set()
     later = given.record() if given is not None else None
     return uids | {later.uid} if later is not None else uids
-
-
-@contextmanager
-def turn(path: Path) -> Iterator[None]:
-    """A block that one thread of one process runs at a time; the lock on the file dies with its holder."""
-    Folder(path.parent).make()
-    with writing(path):
-        stream = path.open("a")
-    with stream:
-        fcntl.flock(stream, fcntl.LOCK_EX)
-        yield
 
 
 def without_secrets(uri: str) -> str:

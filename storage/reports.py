@@ -24,8 +24,9 @@ class Report(Artifact):
 
     @property
     def page(self) -> str:
-        """The path of the page."""
-        return str(self.folder.path / PAGE)
+        """The path of the page on this machine."""
+        with self.folder.local(PAGE) as path:
+            return str(path)
 
     @property
     def pictures(self) -> list[str]:

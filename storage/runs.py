@@ -50,7 +50,7 @@ class RunRecords:
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        self._folder = store.folder(RUNS)
+        self._folder = store.folder / RUNS
 
     def write(self, run: str, recipe: str, steps: Mapping[str, str]) -> None:
         """Write or replace the record of a run.
@@ -82,7 +82,7 @@ class RunRecords:
             return None
         except ValidationError as error:
             raise CorruptFile(
-                f"{self._folder.path / name} must be the record of a run: {error.errors()[0]['msg']}. Remove the file "
+                f"{self._folder.at(name)} must be the record of a run: {error.errors()[0]['msg']}. Remove the file "
                 "if nothing is needed of that run"
             ) from error
 

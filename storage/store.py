@@ -5,14 +5,13 @@
     work/<key>/...                   ledger, checkpoints and outbox of what is being made
     leases/<key>.json                who makes it
 
-A forced recomputation writes a new attempt beside the old one, which stays readable until the new marker is in place.
+All of it lies in a local folder or, by the same names, in an object store. A forced recomputation writes a new
+attempt beside the old one, which stays readable until the new marker is in place.
 """
 
 from __future__ import annotations
 
 import logging
-import shutil
-import uuid
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -20,8 +19,12 @@ from typing import TypeVar
 
 from storage.artifact import Artifact, Marker
 from storage.errors import CorruptFile, DataCollected
-from storage.folder import Folder, writing
-from storage.lease import Lease, LeasedFolder
+from storage.folder import Folder
+from storage.lease import FileLease, Lease, LeasedFolder, leased_names
+from storage.object_lease import ObjectLease
+from storage.objects import Objects, place_at
+from storage.places import DROPPED_PREFIX
+from storage.read_cache import ReadCache
 from storage.upgrades import parse_marker
 
 log = logging.getLogger(__name__)
@@ -30,34 +33,53 @@ A = TypeVar("A", bound=Artifact)
 MARKER = "marker.json"
 ATTEMPT = "attempt.json"
 COLLECTED = "collected.json"
-DROPPED_PREFIX = ".dropped-"
 
 
 class Store:
-    """A local folder of artifacts. Opening a store writes nothing."""
+    """A folder of artifacts. Opening a store writes nothing, and asks no server.
 
-    def __init__(self, root: Path, *, lease_seconds: float = 60.0) -> None:
-        self.root = Path(root)
+    Args:
+        root: a local folder, or a URL such as s3://bucket/prefix.
+        lease_seconds: how long a lease lives without a sign of its holder.
+        cache: for what is read from an object store, be it this one or another that MLflow knows of; without, there are
+            only local folders.
+    """
+
+    def __init__(self, root: Path | str, *, lease_seconds: float = 60.0, cache: ReadCache | None = None) -> None:
+        self._cache = cache
+        self.folder = self.folder_at(root)
         self._lease_seconds = lease_seconds
 
     def __repr__(self) -> str:
-        return f"Store({str(self.root)!r})"
+        return f"Store({str(self.folder)!r})"
+
+    @property
+    def root(self) -> Path:
+        """The folder of a store that is local; see Folder.path."""
+        return self.folder.path
+
+    def folder_at(self, where: Path | str) -> Folder:
+        """The folder that a path or a URI names, in this store or in another.
+
+        Raises:
+            ValueError: it names no place where artifacts can lie.
+        """
+        return Folder(place_at(where, cache=self._cache))
 
     def artifact_folder(self, key: str) -> Folder:
         """Where the marker and the attempts of a key lie."""
-        return Folder(self.root / "artifacts" / key)
+        return self.folder / "artifacts" / key
 
     def work_folder(self, key: str) -> Folder:
         """Where the scratch state of a key lies while it is being made."""
-        return Folder(self.root / "work" / key)
-
-    def folder(self, name: str) -> Folder:
-        """A folder of the store: artifacts, work, leases, runs, pins, watch."""
-        return Folder(self.root / name)
+        return self.folder / "work" / key
 
     def lease(self, key: str, *, wait: float | None = None) -> Lease:
         """The right to make the artifact of a key; see Lease."""
-        return Lease(Folder(self.root / "leases"), key, seconds=self._lease_seconds, wait=wait)
+        leases = self.folder / "leases"
+        if isinstance(leases.place, Objects):
+            return ObjectLease(leases.place, key, seconds=self._lease_seconds, wait=wait)
+        return FileLease(leases, key, seconds=self._lease_seconds, wait=wait)
 
     def find(self, kind: type[A], key: str) -> A | None:
         """The complete artifact of a key, or None.
@@ -68,7 +90,7 @@ class Store:
             NewerArtifact: a newer Graft made it.
         """
         try:
-            return open_artifact(kind, self.artifact_folder(key).path)
+            return open_artifact(kind, self.artifact_folder(key))
         except FileNotFoundError:
             return None
         except CorruptFile as error:
@@ -96,16 +118,17 @@ class Store:
 
         A finished attempt of the same key is left alone.
         """
-        work = LeasedFolder(self.work_folder(key).path, lease=lease)
+        work = LeasedFolder(self.work_folder(key).place, lease=lease)
         artifacts = self.artifact_folder(key)
         if not work.exists(ATTEMPT):
             work.write_json(ATTEMPT, {"data": self._next_attempt(key)})
-        data = LeasedFolder(artifacts.path / work.read_json(ATTEMPT)["data"], lease=lease)
+        data = LeasedFolder(artifacts.place / work.read_json(ATTEMPT)["data"], lease=lease)
         data.make()
         return data
 
     def _next_attempt(self, key: str) -> str:
         """A name that no attempt of the key has, nor had the one that the marker names: its data may be collected."""
+        # An attempt without files has no folder in an object store.
         taken = set(self.artifact_folder(key).folders())
         with suppress(FileNotFoundError, CorruptFile):
             taken.add(self.marker(key).data)
@@ -117,8 +140,8 @@ class Store:
         Raises:
             LeaseLost: another process took over; nothing was written.
         """
-        with lease.held():
-            self.artifact_folder(marker.key).write(MARKER, marker.model_dump_json(indent=1).encode())
+        artifacts = LeasedFolder(self.artifact_folder(marker.key).place, lease=lease)
+        artifacts.write(MARKER, marker.model_dump_json(indent=1).encode())
 
     def committed_attempt(self, key: str) -> Marker | None:
         """The marker of a key, when it names the very attempt that the work folder belongs to."""
@@ -129,21 +152,24 @@ class Store:
         return marker if marker.data == attempt["data"] else None
 
     def drop_work(self, key: str) -> None:
-        """Remove the scratch state of a key: all of it at once, so that no later work goes on from a part of it."""
-        work = self.work_folder(key).path
-        if work.is_dir():
-            with writing(self.root):
-                work.rename(self.root / f"{DROPPED_PREFIX}{uuid.uuid4().hex}")
-        # Also what a killed process left.
-        for dropped in self.root.glob(f"{DROPPED_PREFIX}*"):
-            shutil.rmtree(dropped, ignore_errors=True)
+        """Remove the scratch state of a key, so that no later work goes on from a part of it.
+
+        An object store cannot remove all of it at once. Who is killed at it leaves, until the very last, the name of
+        the attempt: the next one sees that the work belongs to what is committed, and drops the rest.
+        """
+        self.work_folder(key).place.drop(last=ATTEMPT)
+
+    def begun(self) -> list[str]:
+        """The keys that there is scratch state of, sorted."""
+        return [name for name in (self.folder / "work").folders() if not name.startswith(DROPPED_PREFIX)]
+
+    def leases(self) -> dict[str, Lease]:
+        """All that is leased, or was and has left something."""
+        return {name: self.lease(name) for name in leased_names(self.folder / "leases")}
 
     def complete(self) -> Iterator[str]:
         """The keys of all artifacts that have a marker."""
-        folder = self.root / "artifacts"
-        for path in sorted(folder.iterdir()) if folder.is_dir() else []:
-            if (path / MARKER).is_file():
-                yield path.name
+        return (key for key in (self.folder / "artifacts").place.folders() if self.artifact_folder(key).exists(MARKER))
 
     def marker(self, key: str) -> Marker:
         """The marker of a key.
@@ -153,10 +179,10 @@ class Store:
             CorruptFile: it cannot be read.
             NewerArtifact: a newer Graft wrote it.
         """
-        return read_marker(self.artifact_folder(key).path)
+        return read_marker(self.artifact_folder(key))
 
 
-def read_marker(folder: Path) -> Marker:
+def read_marker(folder: Folder) -> Marker:
     """The marker in an artifact's folder.
 
     Raises:
@@ -164,7 +190,7 @@ def read_marker(folder: Path) -> Marker:
         CorruptFile: it cannot be read.
         NewerArtifact: a newer Graft wrote it.
     """
-    return parse_marker(Folder(folder).read(MARKER), place=str(folder / MARKER))
+    return parse_marker(folder.read(MARKER), place=folder.at(MARKER))
 
 
 def is_collected(folder: Folder, marker: Marker) -> bool:
@@ -175,7 +201,7 @@ def is_collected(folder: Folder, marker: Marker) -> bool:
         return False
 
 
-def open_artifact(kind: type[A], folder: Path) -> A:
+def open_artifact(kind: type[A], folder: Folder) -> A:
     """Open a complete artifact from its folder, in this store or in another.
 
     Raises:
@@ -185,8 +211,8 @@ def open_artifact(kind: type[A], folder: Path) -> A:
         NewerArtifact: a newer Graft made it.
     """
     marker = read_marker(folder)
-    if is_collected(Folder(folder), marker):
+    if is_collected(folder, marker):
         raise DataCollected(f"the data of {folder} was collected")
-    artifact = kind(Folder(folder / marker.data), marker)
+    artifact = kind(Folder(folder.place / marker.data, records=marker.files), marker)
     artifact.verify(deep=False)
     return artifact

@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from storage.errors import CorruptFile
+from storage.errors import CorruptFile, StoreAway, StoreUnwritable
 from storage.folder import Folder
 
 # Arrow's own pool keeps much of what it once took; the system takes it back.
@@ -42,11 +42,13 @@ def read_table(folder: Folder, name: str, *, columns: Sequence[str] | None = Non
     Raises:
         CorruptFile: the file is missing or damaged; the message names it.
     """
-    path = folder.path / name
     try:
-        table = pq.read_table(path, columns=columns, page_checksum_verification=True, partitioning=None)
+        with folder.local(name) as path:
+            table = pq.read_table(path, columns=columns, page_checksum_verification=True, partitioning=None)
+    except (StoreAway, StoreUnwritable):
+        raise
     except (OSError, pa.ArrowException) as error:
-        raise CorruptFile(f"{path} must be an intact Parquet file: {str(error).splitlines()[0]}") from error
+        raise CorruptFile(f"{folder.at(name)} must be an intact Parquet file: {str(error).splitlines()[0]}") from error
     return {column: _to_numpy(table[column]) for column in table.column_names}
 
 

@@ -8,9 +8,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from storage.errors import CorruptFile, StoreUnwritable
+from storage.errors import CorruptFile, StoreAway, StoreUnwritable
 from storage.outbox import Outbox
-from storage.receipts import Receipts, parents_of, scrubbed, turn, without_secrets
+from storage.receipts import Receipts, parents_of, scrubbed, without_secrets
 from storage.tracking_client import open_client
 from storage.tracking_delivery import Delivery
 from storage.tracking_pages import RunPage
@@ -69,6 +69,7 @@ class Tracking:
         Raises:
             TrackingAway: MLflow did not take it; what it did take is remembered.
             StoreUnwritable: the outbox cannot be written to.
+            StoreAway: the outbox cannot be reached.
         """
         if self.receipts.is_complete(outbox, parent=parent):
             return True
@@ -77,7 +78,7 @@ class Tracking:
         record = outbox.record()
         if record is None:
             return True
-        with turn(outbox.folder.path / ".delivery.lock"), self._translated():
+        with outbox.folder.place.turn(".delivery.lock"), self._translated():
             delivery = Delivery(
                 self._client(),
                 outbox,
@@ -161,7 +162,7 @@ class Tracking:
     def _translated(self) -> Iterator[None]:
         try:
             yield
-        except (CorruptFile, StoreUnwritable):
+        except (CorruptFile, StoreAway, StoreUnwritable):
             raise
         except Exception as error:
             cause = scrubbed(" ".join(f"{type(error).__name__}: {error}".split()), uri=self._uri)[:300]

@@ -9,7 +9,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from storage.folder import Folder
-from storage.receipts import turn
+from storage.places import turn
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

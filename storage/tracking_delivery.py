@@ -13,7 +13,8 @@ from urllib.parse import urlsplit
 
 from storage.limits import PARAM_CHARACTERS, ROWS_PER_REQUEST, TAG_CHARACTERS, dataset_digest, fit
 from storage.outbox import Outbox, RunEnd, RunInput, RunRecord
-from storage.receipts import Receipt, Receipts, turn
+from storage.places import turn
+from storage.receipts import Receipt, Receipts
 from storage.segments import Row
 from storage.tracking_registry import register
 from storage.tracking_runs import KEY_TAG, PARENT_TAG, UID_TAG, tagged_runs
@@ -152,20 +153,20 @@ class Delivery:
                 self._client.update_run(receipt.run_id, status="RUNNING")
             return
         if receipt.end != end:
-            for artifact_path, local_path in end.files.items():
-                self._send_file(receipt.run_id, artifact_path, Path(local_path))
+            for artifact_path, address in end.files.items():
+                self._send_file(receipt.run_id, artifact_path, address)
             receipt.end = end
         self._client.set_terminated(receipt.run_id, status=end.status, end_time=end.end_time)
 
-    def _send_file(self, run_id: str, artifact_path: str, local_path: Path) -> None:
-        if not local_path.is_file():
-            log.warning("%s is not sent to MLflow as %s: the file is gone", local_path, artifact_path)
-            return
-        # MLflow names a file after its source.
-        with TemporaryDirectory() as folder:
-            source = Path(folder) / basename(artifact_path)
-            source.symlink_to(local_path.absolute())
-            self._client.log_artifact(run_id, str(source), dirname(artifact_path) or None)
+    def _send_file(self, run_id: str, artifact_path: str, address: str) -> None:
+        try:
+            # MLflow names a file after its source.
+            with self._outbox.folder.place.opened(address) as path, TemporaryDirectory() as folder:
+                source = Path(folder) / basename(artifact_path)
+                source.symlink_to(path.absolute())
+                self._client.log_artifact(run_id, str(source), dirname(artifact_path) or None)
+        except FileNotFoundError:
+            log.warning("%s is not sent to MLflow as %s: the file is gone", address, artifact_path)
 
     def _link(self, receipt: Receipt, *, parents: set[str]) -> None:
         for uid in parents - receipt.parents:

@@ -71,7 +71,7 @@ def draw_contact_sheet(index: DatasetIndex, *, runtime: Runtime) -> str:
     sheet.save(buffer, "PNG")
     folder, name = Folder(runtime.cache) / "contact_sheets", f"{index.name}-{index.key[:12]}.png"
     folder.write(name, buffer.getvalue())
-    return str(folder.path / name)
+    return folder.at(name)
 
 
 def _thumbnail(pixels: np.ndarray, boxes: np.ndarray) -> Image.Image:

@@ -7,13 +7,12 @@ import shutil
 import uuid
 from collections.abc import Mapping
 from contextlib import ExitStack
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from storage.artifact import Marker
 from storage.courier import Courier
 from storage.folder import Folder
-from storage.lease import Lease
+from storage.lease import FileLease, Lease
 from storage.limits import model_name
 from storage.outbox import Outbox, RunInput, RunRecord, now_ms
 from storage.store import Store
@@ -164,7 +163,7 @@ class MlflowRecorder:
 
     def _pipeline_lease(self, uid: str) -> Lease:
         """Held while the process of a pipeline lives."""
-        return Lease(Folder(self._pipelines.path.parent / "leases"), uid, wait=0)
+        return FileLease(Folder(self._pipelines.path.parent / "leases"), uid, wait=0)
 
     def open(self, folder: Folder, *, step: str, look: Lookup[Any]) -> MlflowRecord:
         outbox = Outbox(folder)
@@ -230,10 +229,11 @@ class MlflowRecorder:
     def settle(self, store: Store) -> None:
         """Send what runs before this one could not: they were killed, or MLflow was away."""
         with ExitStack() as leases:
-            pipelines = [Outbox(folder) for folder in _folders(self._pipelines.path) if self._is_left(folder, leases)]
+            begun = (self._pipelines / uid for uid in self._pipelines.place.folders())
+            pipelines = [Outbox(folder) for folder in begun if self._is_left(folder, leases)]
             sent = [outbox for outbox in pipelines if self._send_pipeline(outbox)]
-            for folder in _folders(store.root / "work"):
-                self._settle_stage(store, folder.path.name)
+            for key in store.begun():
+                self._settle_stage(store, key)
             for outbox in sent:
                 # What its steps reuse may have been among the stages sent just now: said again, it is looked up again.
                 outbox.add_tags(outbox.tags())
@@ -242,7 +242,7 @@ class MlflowRecorder:
     def _is_left(self, folder: Folder, leases: ExitStack) -> bool:
         """Whether the process of a pipeline is gone; if so, its lease is held from here on."""
         try:
-            leases.enter_context(self._pipeline_lease(folder.path.name))
+            leases.enter_context(self._pipeline_lease(folder.place.name))
         except TimeoutError:
             return False
         return True
@@ -269,7 +269,3 @@ class MlflowRecorder:
         except TimeoutError:
             # Its own process is still at it.
             return
-
-
-def _folders(path: Path) -> list[Folder]:
-    return [Folder(folder) for folder in sorted(path.iterdir())] if path.is_dir() else []

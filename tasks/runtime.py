@@ -10,6 +10,8 @@ from typing import Any, Literal
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from storage.read_cache import ReadCache
+
 DATA_PREFIX = "GRAFT_DATA_"
 
 
@@ -23,7 +25,13 @@ class Runtime(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="GRAFT_", frozen=True, extra="forbid")
 
     home: Path = Field(default_factory=default_home, description="Folder of everything Graft keeps.")
-    store: Path | None = Field(None, description="Folder of the artifacts; GRAFT_HOME/store by default.")
+    store: str | Path | None = Field(
+        None,
+        description="Folder or URL (s3://bucket/prefix) of the artifacts; GRAFT_HOME/store by default.",
+    )
+    store_cache_gb: PositiveFloat = Field(
+        50.0, description="Most that copies of what lies in an object store take in GRAFT_HOME, in GB."
+    )
     tracking_uri: str | None = Field(None, description="MLflow's address; a SQLite file in GRAFT_HOME by default.")
     tracking_ui_url: str | None = Field(None, description="MLflow's address for browsers, if it is another one.")
     prefect_api_url: str | None = Field(None, description="Prefect's address; a local server is started by default.")
@@ -54,8 +62,16 @@ class Runtime(BaseSettings):
         return self.data.get(_name(DATA_PREFIX + name))
 
     @property
-    def store_root(self) -> Path:
-        return (self.store or self.home / "store").absolute()
+    def store_root(self) -> Path | str:
+        """Where artifacts lie: a folder, or a URL."""
+        if isinstance(self.store, str) and "://" in self.store:
+            return self.store
+        return Path(self.store or self.home / "store").absolute()
+
+    @property
+    def read_cache(self) -> ReadCache:
+        """Copies of what is read from an object store."""
+        return ReadCache(self.cache / "objects", limit_bytes=int(self.store_cache_gb * 10**9))
 
     @property
     def cache(self) -> Path:

@@ -19,7 +19,7 @@ from typing import Any, Generic, Protocol, TypeVar
 
 from pydantic import BaseModel
 
-from storage.artifact import Artifact, Marker, artifact_folder, artifact_key, content_digest
+from storage.artifact import Artifact, Marker, artifact_key, content_digest
 from storage.checkpoints import load_checkpoint, save_checkpoint
 from storage.errors import DataCollected, NewerArtifact
 from storage.folder import FileRecord, Folder
@@ -193,7 +193,7 @@ def find_artifact(kind: type[A], key: str, *, store: Store, recorder: Recorder) 
         return found
     for uri in recorder.find(key):
         try:
-            return open_artifact(kind, artifact_folder(uri))
+            return open_artifact(kind, store.folder_at(uri))
         except DataCollected:
             continue
         except (OSError, ValueError, NewerArtifact) as error:
@@ -229,6 +229,7 @@ def run_stage(
         CorruptFile: an input is damaged; names the file and the step to force.
         LeaseLost: this process stood still so long that another took over.
         StoreUnwritable: the disk is full or read-only.
+        StoreAway: the object store does not answer for minutes, or refuses.
     """
     look = look_up(stage, config, inputs=inputs, runtime=context.runtime)
     if not force and (found := look.find(context.store, context.recorder)):
@@ -250,7 +251,7 @@ def run_stage(
 
 def _compute(look: Lookup[A], *, context: Context, lease: Lease, step: str) -> StageResult[A]:
     store, key = context.store, look.key
-    state = LeasedFolder(store.work_folder(key).path, lease=lease)
+    state = LeasedFolder(store.work_folder(key).place, lease=lease)
     data = store.open_attempt(key, lease=lease)
     record = context.recorder.open(state / "outbox", step=step, look=look)
     work = Work(key=key, data=data, state=state / "state", record=record, context=context, step=step)
@@ -263,7 +264,7 @@ def _compute(look: Lookup[A], *, context: Context, lease: Lease, step: str) -> S
     except BaseException as error:
         record.stopped(error)
         raise
-    artifact = look.stage.produces(Folder(data.path), marker)
+    artifact = look.stage.produces(Folder(data.place, records=marker.files), marker)
     if record.finished(marker, artifact.folder):
         store.drop_work(key)
     return StageResult(artifact, reused=False, seconds=time.monotonic() - started, metrics=work.last_metrics)
@@ -278,7 +279,7 @@ def _marker(look: Lookup[A], work: Work, *, seconds: float) -> Marker:
         stage_version=str(look.stage.version),
         key=look.key,
         digest=content_digest(files, undigested=look.stage.produces.undigested),
-        data=work.data.path.name,
+        data=work.data.place.name,
         config=look.config.model_dump(mode="json"),
         inputs={name: artifact.ref() for name, artifact in look.inputs.items()},
         external=dict(look.external),

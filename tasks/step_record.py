@@ -73,7 +73,7 @@ class MlflowRecord:
 
 def _result_tags(marker: Marker, folder: Folder) -> dict[str, str]:
     return {
-        URI_TAG: folder.path.parent.as_uri(),
+        URI_TAG: folder.place.parent.uri,
         "graft.digest": marker.digest,
         "graft.kind": marker.kind,
         "graft.seconds": f"{marker.seconds:.1f}",
@@ -82,8 +82,8 @@ def _result_tags(marker: Marker, folder: Folder) -> dict[str, str]:
 
 def _small_files(marker: Marker, folder: Folder) -> dict[str, str]:
     small = [file for file in marker.files if file.path.endswith(SMALL_FILES) and file.size <= SMALL_FILE_BYTES]
-    files = {file.path: str(folder.path / file.path) for file in small if "zarr.json" not in file.path}
-    return {MARKER: str(folder.path.parent / MARKER), **files}
+    files = {file.path: folder.at(file.path) for file in small if "zarr.json" not in file.path}
+    return {MARKER: folder.place.parent.address(MARKER), **files}
 
 
 def flatten(value: Any, prefix: str = "") -> dict[str, str]:

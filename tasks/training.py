@@ -148,7 +148,7 @@ def _restore(state: TrainState, work: Work) -> None:
     except (RuntimeError, KeyError, ValueError) as error:
         reason = " ".join(str(error).split())[:300]
         raise ValueError(
-            f"the checkpoint in {work.state.path} must be of this very network and method, and is not: {reason}. "
+            f"the checkpoint in {work.state} must be of this very network and method, and is not: {reason}. "
             "Remove that folder to train from the beginning"
         ) from error
 

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 
 from flows.doctor.finding import Finding, broken, look, ok
-from flows.pipeline import tracking
+from flows.pipeline import open_store, tracking
 from storage.folder import Folder
-from storage.lease import holders
+from storage.lease import FileLease, Lease, leased_names
 from storage.outbox import Outbox
 from tasks.runtime import Runtime
 
@@ -20,53 +19,55 @@ NAMED = 3
 
 def store(runtime: Runtime) -> Iterator[Finding]:
     """Write a file into the store, read it back, and remove it."""
-    folder = Folder(runtime.store_root)
+    kept = open_store(runtime)
     name, content = f"doctor-{uuid.uuid4().hex}", uuid.uuid4().bytes
     try:
-        folder.write(name, content)
-        kept = folder.read(name)
-        folder.remove(name)
+        kept.folder.write(name, content)
+        found = kept.folder.read(name)
+        kept.folder.remove(name)
     except OSError as error:
-        yield broken("store", str(error), f"make {runtime.store_root} writable, or set GRAFT_STORE")
+        yield broken("store", str(error), f"make {kept.folder} writable, or set GRAFT_STORE")
         return
-    if kept != content:
-        yield broken("store", f"{folder.path} gives other bytes back than were written", "check its disk")
+    if found != content:
+        yield broken("store", f"{kept.folder} gives other bytes back than were written", "check its disk")
         return
-    artifacts = sum(1 for _ in _folders(folder.path / "artifacts"))
-    yield ok("store", f"{folder.path} can be written and read; {artifacts} artifacts")
+    artifacts = len((kept.folder / "artifacts").folders())
+    yield ok("store", f"{kept.folder} can be written and read; {artifacts} artifacts")
 
 
 def leases(runtime: Runtime) -> Iterator[Finding]:
     """Who makes what, and who has died over it."""
-    alive = holders(Folder(runtime.store_root / "leases")) | holders(Folder(runtime.home.absolute() / "leases"))
-    dead = sorted(name for name, lives in alive.items() if not lives)
+    known = _leases(runtime)
+    dead = sorted(name for name, lease in known.items() if lease.is_left())
+    held = sum(lease.is_taken() for lease in known.values())
     if dead:
         yield look("leases", f"{len(dead)} of processes that are gone: {_some(dead)}", AGAIN)
     else:
-        yield ok("leases", f"{len(alive)} held, by processes that live" if alive else "none")
+        yield ok("leases", f"{held} held, by processes that live" if held else "none")
 
 
 def begun(runtime: Runtime) -> Iterator[Finding]:
     """Steps that were begun, are not finished, and nobody is at."""
-    alive = holders(Folder(runtime.store_root / "leases"))
-    left = [folder for folder in _folders(runtime.store_root / "work") if not alive.get(folder.name)]
+    kept = open_store(runtime)
+    left = [key for key in kept.begun() if not kept.lease(key).is_taken()]
     if not left:
         yield ok("begun work", "none is left over")
         return
     names = []
-    for folder in left:
-        record = Outbox(Folder(folder / "outbox")).record()
-        names.append(f"{record.name if record else 'a step'} {folder.name[:12]}")
+    for key in left:
+        record = Outbox(kept.work_folder(key) / "outbox").record()
+        names.append(f"{record.name if record else 'a step'} {key[:12]}")
     yield look("begun work", f"{len(left)} steps are begun and left: {_some(names)}", AGAIN)
 
 
 def outboxes(runtime: Runtime) -> Iterator[Finding]:
     """What MLflow does not have yet, of runs that nobody is at."""
-    mlflow = tracking(runtime)
-    stages = [(folder.name, folder / "outbox") for folder in _folders(runtime.store_root / "work")]
-    pipelines = [(folder.name, folder) for folder in _folders(runtime.home.absolute() / "pipelines")]
-    alive = holders(Folder(runtime.store_root / "leases")) | holders(Folder(runtime.home.absolute() / "leases"))
-    idle = [Outbox(Folder(folder)) for name, folder in [*stages, *pipelines] if not alive.get(name)]
+    mlflow, kept = tracking(runtime), open_store(runtime)
+    pipelines = Folder(runtime.home.absolute() / "pipelines")
+    begun = {key: kept.work_folder(key) / "outbox" for key in kept.begun()}
+    begun |= {uid: pipelines / uid for uid in pipelines.folders()}
+    held = {name for name, lease in _leases(runtime).items() if lease.is_taken()}
+    idle = [Outbox(folder) for name, folder in begun.items() if name not in held]
     waiting = [
         f"{record.name} of {record.experiment}"
         for outbox in idle
@@ -79,9 +80,10 @@ def outboxes(runtime: Runtime) -> Iterator[Finding]:
         yield ok("records for MLflow", "nothing waits to be sent")
 
 
-def _folders(place: Path) -> Iterator[Path]:
-    if place.is_dir():
-        yield from sorted(path for path in place.iterdir() if path.is_dir())
+def _leases(runtime: Runtime) -> dict[str, Lease]:
+    """Those of the store, and those of pipelines, which are this home's own."""
+    pipelines = Folder(runtime.home.absolute() / "leases")
+    return open_store(runtime).leases() | {name: FileLease(pipelines, name) for name in leased_names(pipelines)}
 
 
 def _some(names: Iterable[str]) -> str:

@@ -112,6 +112,9 @@ def disk(runtime: Runtime) -> Iterator[Finding]:
     """Free space where Graft writes."""
     places = {"GRAFT_HOME": runtime.home.absolute(), "store": runtime.store_root, "cache": runtime.cache}
     for name, place in places.items():
+        if isinstance(place, str):
+            # An object store has no end.
+            continue
         there = next(path for path in (place, *place.parents) if path.exists())
         free = shutil.disk_usage(there).free
         found = f"{free / GIB:.1f} GiB free at {place}"

@@ -59,7 +59,7 @@ def test_the_context_holds_all_packages_and_no_secret() -> None:
     assert not any(".env" in name or name == "docker" for name in allowed)
 
 
-@pytest.mark.parametrize("extra", [None, "servers"])
+@pytest.mark.parametrize("extra", [None, "object-store", "servers"])
 def test_requirements_are_those_of_the_project(extra: str | None) -> None:
     command = [sys.executable, str(FOLDER / "requirements.py"), *([extra] if extra else [])]
     printed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout

@@ -99,13 +99,13 @@ def test_a_write_that_is_interrupted_leaves_nothing(folder, monkeypatch):
     assert everything(folder) == []
 
 
-def test_bytes_are_on_disk_before_they_have_their_name(folder, monkeypatch):
+def test_bytes_are_on_disk_before_they_have_their_name_and_then_the_name_is(folder, monkeypatch):
     calls = []
     fsync, replace = os.fsync, os.replace
     monkeypatch.setattr(os, "fsync", lambda number: (calls.append("fsync"), fsync(number))[1])
     monkeypatch.setattr(os, "replace", lambda *paths: (calls.append("replace"), replace(*paths))[1])
     folder.write("a.bin", b"new")
-    assert calls == ["fsync", "replace"]
+    assert calls == ["fsync", "replace", "fsync"]
 
 
 def test_a_killed_writer_leaves_no_half_file(folder):

@@ -13,8 +13,8 @@ import pytest
 
 from storage import lease as module
 from storage.errors import LeaseLost, StoreUnwritable
-from storage.folder import Folder
-from storage.lease import Lease, LeasedFolder
+from storage.folder import FileRecord, Folder
+from storage.lease import FileLease, Lease, LeasedFolder
 
 ELSEWHERE = "another machine/boot/pid namespace"
 
@@ -30,7 +30,7 @@ def data(tmp_path) -> Folder:
 
 
 def lease_of(folder: Folder, *, seconds: float = 60.0, wait: float | None = 0) -> Lease:
-    return Lease(folder, "key", seconds=seconds, wait=wait)
+    return FileLease(folder, "key", seconds=seconds, wait=wait)
 
 
 def leave(folder: Folder, **changes) -> None:
@@ -77,7 +77,7 @@ def test_who_does_not_want_to_wait_is_told_the_holder(folder):
         with pytest.raises(TimeoutError, match=f"another process is making this artifact: .*'pid': {os.getpid()}"):
             lease_of(folder).__enter__()
         # Leases of other names do not mind.
-        with Lease(folder, "other key", wait=0):
+        with FileLease(folder, "other key", wait=0):
             pass
 
 
@@ -109,15 +109,15 @@ def test_it_is_renewed_while_its_holder_lives(folder):
 
 def test_a_disk_that_is_full_for_a_while_does_not_stop_the_renewal(folder, monkeypatch):
     full = threading.Event()
-    make = Folder.make
+    write = Folder.write
 
-    def refuse(self: Folder) -> None:
+    def refuse(self: Folder, name: str, data: bytes) -> FileRecord:
         if full.is_set():
             raise StoreUnwritable(errno.ENOSPC, "No space left on device")
-        make(self)
+        return write(self, name, data)
 
     with lease_of(folder, seconds=0.6):
-        monkeypatch.setattr(Folder, "make", refuse)
+        monkeypatch.setattr(Folder, "write", refuse)
         full.set()
         time.sleep(0.4)
         full.clear()
@@ -169,7 +169,7 @@ def test_a_lease_file_that_cannot_be_read_holds_nothing(folder):
 def test_a_check_costs_nothing_until_the_lease_could_have_expired(folder, monkeypatch):
     with lease_of(folder) as lease:
         with monkeypatch.context() as patch:
-            patch.setattr(Lease, "_guard", lambda self: pytest.fail("the lease file was looked at"))
+            patch.setattr(FileLease, "_guard", lambda self: pytest.fail("the lease file was looked at"))
             lease.check()
         lease._expires = 0.0
         lease.check()

@@ -50,6 +50,7 @@ OTHER_RUNTIME: dict[str, Any] = {
     "kmeans_engine": "faiss",
     "checkpoint_seconds": 0.0,
     "lease_seconds": 5.0,
+    "store_cache_gb": 0.5,
     "data": {"photos": Path("moved photos")},
 }
 

@@ -59,7 +59,8 @@ class Workshop:
 
     def context(self, *, recorder: Recorder | None = None, **changes: Any) -> Context:
         runtime = Runtime(**{"home": self.folder / "home", "device": "cpu", **changes})
-        return Context(runtime, Store(runtime.store_root), recorder or NoRecorder(), Silent())
+        store = Store(runtime.store_root, cache=runtime.read_cache)
+        return Context(runtime, store, recorder or NoRecorder(), Silent())
 
     @property
     def store(self) -> Store:

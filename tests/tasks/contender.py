@@ -57,8 +57,9 @@ def stand() -> None:
 
 
 def main() -> None:
+    # GRAFT_STORE may name an object store.
     runtime = Runtime(home=FOLDER / "home", device="cpu", lease_seconds=LEASE_SECONDS)
-    store = Store(runtime.store_root, lease_seconds=runtime.lease_seconds)
+    store = Store(runtime.store_root, lease_seconds=runtime.lease_seconds, cache=runtime.read_cache)
     context = Context(runtime, store, NoRecorder(), Silent())
     try:
         result = run_stage(write_rows, RowsConfig(), inputs={}, context=context)

@@ -15,11 +15,13 @@ from typing import Any
 import pytest
 
 from storage.artifact import Artifact
+from storage.read_cache import ReadCache
 from storage.store import Store
+from tests.object_store import ObjectServer
 
 PROGRAM = Path(__file__).with_name("contender.py")
 ROOT = Path(__file__).parents[2]
-PROCESSES = 8
+PROCESSES = 6
 UNITS = [0, 1, 2]
 
 
@@ -28,11 +30,13 @@ class Rows(Artifact):
 
 
 class Arena:
-    """A folder in which processes contend."""
+    """A folder in which processes contend for what lies in a store."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, server: ObjectServer | None) -> None:
         self.folder = folder
-        self.store = Store(folder / "home" / "store")
+        self._server = server
+        self._where = server.new_bucket() if server else str(folder / "home" / "store")
+        self.store = Store(self._where, cache=ReadCache(folder / "cache", limit_bytes=10**6))
         self._processes: list[subprocess.Popen[str]] = []
         (folder / "computed").mkdir()
 
@@ -47,6 +51,7 @@ class Arena:
                 "PYTHONPATH": str(ROOT),
                 "OMP_NUM_THREADS": "1",
                 "GRAFT_HOME": str(self.folder / "home"),
+                "GRAFT_STORE": self._where,
             },
         )
         self._processes.append(process)
@@ -76,10 +81,16 @@ class Arena:
         assert artifact is not None and artifact.digest == answer["digest"]
         artifact.verify(deep=True)
         assert [artifact.folder.read(f"{unit}.txt") for unit in UNITS] == [f"row {unit}".encode() for unit in UNITS]
-        names = sorted(path.name for path in artifact.folder.path.iterdir())
-        assert names == [f"{unit}.txt" for unit in UNITS], "something was left half done"
-        assert not self.store.work_folder(artifact.key).path.exists()
+        names = [name for name in self.store.folder.files() if name.startswith(("artifacts/", "work/"))]
+        kept = ["marker.json", *(f"0/{unit}.txt" for unit in UNITS)]
+        assert sorted(names) == sorted(f"artifacts/{artifact.key}/{name}" for name in kept), "something was left"
         return artifact
+
+    def written(self) -> Any:
+        """What changes when anything below `artifacts` is written, though it be with equal bytes."""
+        if self._server is None:
+            return {path: path.stat().st_mtime_ns for path in (self.store.root / "artifacts").rglob("*")}
+        return [path for path in self._server.asked("PUT") if "/artifacts/" in path]
 
     def close(self) -> None:
         for process in self._processes:
@@ -90,14 +101,14 @@ class Arena:
                 process.stdout.close()
 
 
-@pytest.fixture
-def arena(tmp_path: Path) -> Iterator[Arena]:
-    place = Arena(tmp_path)
+@pytest.fixture(params=["local", "objects"])
+def arena(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Arena]:
+    place = Arena(tmp_path, request.getfixturevalue("object_server") if request.param == "objects" else None)
     yield place
     place.close()
 
 
-def test_eight_processes_that_want_one_artifact_make_it_once(arena: Arena) -> None:
+def test_processes_that_want_one_artifact_make_it_once(arena: Arena) -> None:
     processes = [arena.start() for _ in range(PROCESSES)]
     answers = [arena.answer(process) for process in processes]
     assert [answer.get("error") for answer in answers] == [None] * PROCESSES
@@ -117,7 +128,7 @@ def test_a_paused_holder_that_lost_its_lease_neither_writes_nor_commits(arena: A
         # What the paused one had committed was not computed again.
         assert arena.computed() == UNITS
         artifact = arena.require_intact(taker)
-        times = {path: path.stat().st_mtime_ns for path in artifact.folder.path.parent.rglob("*")}
+        written = arena.written()
         (arena.folder / "go").touch()
     finally:
         paused.send_signal(signal.SIGCONT)
@@ -125,7 +136,7 @@ def test_a_paused_holder_that_lost_its_lease_neither_writes_nor_commits(arena: A
     assert late["error"] == "LeaseLost" and "Run the same command again" in late["message"]
     after = arena.require_intact(taker)
     assert after.marker == artifact.marker
-    assert times == {path: path.stat().st_mtime_ns for path in artifact.folder.path.parent.rglob("*")}
+    assert arena.written() == written
     assert arena.answer(arena.start())["reused"] is True
 
 
