@@ -73,7 +73,7 @@ def note_run(store: Store, key: str, *, age: timedelta) -> None:
     """The record of a run that used a key and ended some time ago."""
     with OpenRun(store, "toy", {"step": key}):
         pass
-    records = store.folder("runs")
+    records = (store.folder / "runs")
     for name in records.files():
         record = records.read_json(name)
         if record["steps"] == {"step": key}:
@@ -162,7 +162,7 @@ def test_nothing_goes_that_a_living_run_names_however_long_it_lives(store: Store
     begin(store, KEYS[1], age=OLD)
     with OpenRun(store, "toy", {"first": KEY}) as run:
         run.note("second", KEYS[1])
-        records = store.folder("runs")
+        records = (store.folder / "runs")
         (name,) = records.files()
         records.write_json(name, records.read_json(name) | {"noted": (datetime.now(UTC) - OLD).isoformat()})
         assert found(store) == [] and found(store, days=0, work_days=0) == []
@@ -290,7 +290,7 @@ def test_data_whose_work_was_dropped_before_a_kill_goes(store: Store) -> None:
 
 
 def test_what_was_dropped_and_old_records_go(store: Store) -> None:
-    store.folder(".dropped-1").write("ledger.json", b"{}")
+    store.work_folder(".dropped-1").write("ledger.json", b"{}")
     note_run(store, KEYS[0], age=OLD)
     note_run(store, KEYS[1], age=timedelta(0))
     assert sorted(garbage.what for garbage in collect(store)) == ["dropped", "run record"]
@@ -301,7 +301,7 @@ def test_what_was_dropped_and_old_records_go(store: Store) -> None:
 
 def test_nothing_goes_where_a_record_cannot_be_read(store: Store) -> None:
     make(store)
-    store.folder("runs").write("broken.json", b"{")
+    (store.folder / "runs").write("broken.json", b"{")
     with pytest.raises(CorruptFile, match=r"broken\.json must be the record of a run"):
         collect(store)
     assert store.find(Rows, KEY)
