@@ -15,7 +15,8 @@ import numpy as np
 from pydantic import Field, PositiveInt
 
 from storage.dataset_index import BOX, UNLABELLED, DatasetIndex
-from storage.datasets.source import DatasetConfig, Entry, Fraction, Target, open_source
+from storage.datasets.source import DatasetConfig, Fraction, open_source
+from storage.entries import Entry, Target
 from storage.folder import Folder
 from storage.images import Probe, image_hash, probe, probe_all
 from storage.index_writer import write_dataset_index

@@ -15,16 +15,8 @@ from typing import Any, NamedTuple
 
 from pydantic import ConfigDict, Field
 
-from storage.datasets.source import (
-    DatasetConfig,
-    Entry,
-    FormatOptions,
-    Source,
-    Target,
-    box_of,
-    read_bytes,
-    require_split,
-)
+from storage.datasets.source import DatasetConfig, FormatOptions, Source, read_bytes, require_split
+from storage.entries import Entry, Target, box_of
 from storage.folder import canonical_json
 
 SPLIT = "{split}"

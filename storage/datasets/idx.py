@@ -20,7 +20,8 @@ import numpy as np
 import PIL
 from pydantic import ConfigDict
 
-from storage.datasets.source import DatasetConfig, Entry, FormatOptions, Source, require_split
+from storage.datasets.source import DatasetConfig, FormatOptions, Source, require_split
+from storage.entries import Entry
 from storage.images import MAX_PIXELS, encode_png
 
 # train-images-idx3-ubyte, t10k-images.idx3-ubyte.gz, emnist-letters-train-images-idx3-ubyte.gz

@@ -10,7 +10,8 @@ from pathlib import Path
 
 from pydantic import ConfigDict
 
-from storage.datasets.source import DatasetConfig, Entry, FormatOptions, Source, is_text, read_bytes, require_split
+from storage.datasets.source import DatasetConfig, FormatOptions, Source, is_text, read_bytes, require_split
+from storage.entries import Entry
 
 log = logging.getLogger(__name__)
 

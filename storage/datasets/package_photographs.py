@@ -18,7 +18,8 @@ import PIL
 from PIL import Image
 from pydantic import ConfigDict, Field, NonNegativeFloat, PositiveInt, field_validator, model_validator
 
-from storage.datasets.source import DatasetConfig, Entry, FormatOptions, Source, require_split
+from storage.datasets.source import DatasetConfig, FormatOptions, Source, require_split
+from storage.entries import Entry
 from storage.images import encode_png
 
 PHOTOGRAPHS = {

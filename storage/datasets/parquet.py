@@ -16,7 +16,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import ConfigDict
 
-from storage.datasets.source import DatasetConfig, Entry, FormatOptions, Source, Target, require_split
+from storage.datasets.source import DatasetConfig, FormatOptions, Source, require_split
+from storage.entries import Entry, Target
 
 # train.parquet, train-00000-of-00002.parquet, train-00000-of-00002-0a1b2c3d4e5f.parquet
 SHARD_NAME = re.compile(r"(?P<split>.+?)(-\d+-of-\d+(-[0-9a-f]+)?|-\d+)?\.parquet")

@@ -9,7 +9,8 @@ from pathlib import Path, PurePosixPath
 from pydantic import ConfigDict
 
 from storage.datasets.image_folder import SUFFIXES
-from storage.datasets.source import DatasetConfig, Entry, FormatOptions, Source, is_text, require_split
+from storage.datasets.source import DatasetConfig, FormatOptions, Source, is_text, require_split
+from storage.entries import Entry
 from storage.tar_files import Member, is_tar, tar_members
 
 

@@ -18,7 +18,8 @@ import PIL
 from PIL import Image
 from pydantic import ConfigDict, Field, JsonValue
 
-from storage.datasets.source import DatasetConfig, Entry, FormatOptions, Source, require_split
+from storage.datasets.source import DatasetConfig, FormatOptions, Source, require_split
+from storage.entries import Entry
 from storage.images import encode_png
 
 # CIFAR's files are pickles too; torchvision compares their digests with its own before it reads them.

@@ -14,17 +14,8 @@ from typing import Literal
 
 from pydantic import ConfigDict, Field
 
-from storage.datasets.source import (
-    DatasetConfig,
-    Entry,
-    FormatOptions,
-    Mask,
-    Source,
-    Target,
-    box_of,
-    read_bytes,
-    require_split,
-)
+from storage.datasets.source import DatasetConfig, FormatOptions, Source, read_bytes, require_split
+from storage.entries import Entry, Mask, Target, box_of
 
 CLASSES = (
     "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable", "dog",

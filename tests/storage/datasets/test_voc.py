@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from storage.datasets.source import DatasetConfig, Mask, Source, Target, open_source
+from storage.datasets.source import DatasetConfig, Source, open_source
+from storage.entries import Mask, Target
 from storage.folder import Folder
 from storage.stat_cache import StatCache
 
