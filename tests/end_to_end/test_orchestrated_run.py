@@ -86,7 +86,7 @@ def second(place: Place, env: dict[str, str], first: Command, warm: WarmGraft) -
 
 
 @pytest.fixture(scope="module")
-def failed(place: Place, env: dict[str, str], first: Command, warm: WarmGraft) -> Command:
+def failed(place: Place, env: dict[str, str], second: Command, warm: WarmGraft) -> Command:
     """A step that cannot be done."""
     too_many = ("--set", "cluster_features.num_clusters=80")
     return place.observe(warm("run", place.recipe, *too_many, "--only", "cluster_features", env=env))
