@@ -54,16 +54,19 @@ class Lease:
         name: what is leased, a file name.
         seconds: how long the lease lives without renewal; a thread renews it three times as often.
         wait: how long to wait for another holder before giving up; None waits for ever.
+        token: of a lease that another process holds and renews for this one, which then must not enter this one.
     Raises:
         TimeoutError: on entering, when the wait was not long enough; names the holder.
     """
 
-    def __init__(self, folder: Folder, name: str, *, seconds: float = 60.0, wait: float | None = None) -> None:
+    def __init__(
+        self, folder: Folder, name: str, *, seconds: float = 60.0, wait: float | None = None, token: str | None = None
+    ) -> None:
         self._folder = folder
         self._name = f"{name}.json"
         self._seconds = seconds
         self._wait = wait
-        self._token = uuid.uuid4().hex
+        self.token = token or uuid.uuid4().hex
         self._expires = 0.0
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
@@ -128,7 +131,7 @@ class Lease:
 
     def _is_mine(self) -> bool:
         holder = self._holder()
-        return holder is not None and holder["token"] == self._token
+        return holder is not None and holder["token"] == self.token
 
     def _require_mine(self) -> None:
         if not self._is_mine():
@@ -147,7 +150,7 @@ class Lease:
 
     def _write(self) -> None:
         expires = time.time() + self._seconds
-        self._folder.write_json(self._name, {"token": self._token, "expires": expires, **_process_identity()})
+        self._folder.write_json(self._name, {"token": self.token, "expires": expires, **_process_identity()})
         self._expires = expires
 
     def _renew_until_stopped(self) -> None:

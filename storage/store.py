@@ -50,9 +50,9 @@ class Store:
         """Where the scratch state of a key lies while it is being made."""
         return Folder(self.root / "work" / key)
 
-    def lease(self, key: str, *, wait: float | None = None) -> Lease:
+    def lease(self, key: str, *, wait: float | None = None, token: str | None = None) -> Lease:
         """The right to make the artifact of a key; see Lease."""
-        return Lease(Folder(self.root / "leases"), key, seconds=self._lease_seconds, wait=wait)
+        return Lease(Folder(self.root / "leases"), key, seconds=self._lease_seconds, wait=wait, token=token)
 
     def find(self, kind: type[A], key: str) -> A | None:
         """The complete artifact of a key, or None.

@@ -31,6 +31,8 @@ class Jigsaw(PretextMethod):
         code's; the paper's is window 225, cells of 75, jitter 11 on average.
     """
 
+    rows_apart = True
+
     class Config(MethodConfig, frozen=True, extra="forbid"):
         """Geometry in pixels, shortcuts closed, permutation set and head."""
 

@@ -26,6 +26,8 @@ class Rotation(PretextMethod):
     Differs: the fully connected head has dropout as in AlexNet and VGG, not BatchNorm.
     """
 
+    rows_apart = True
+
     class Config(MethodConfig, frozen=True, extra="forbid"):
         """Crop and mirror are all that the paper does to an image before turning it."""
 

@@ -25,6 +25,7 @@ class PseudoLabels(PretextMethod):
     """
 
     needs = frozenset({"num_labels"})
+    rows_apart = True
 
     class Config(MethodConfig, frozen=True, extra="forbid"):
         """Augmentation and head."""
