@@ -80,17 +80,21 @@ def run_rank(order: Order, place: Place) -> bool:
     What it ends with is said in the work folder, and not raised.
     """
     store, folder = _open(order)
+    word = Word(end="stopped")
     try:
-        metrics = _work(order, place, store, folder)
-        word = Word(end="done", metrics=metrics)
-    except (SystemExit, KeyboardInterrupt):
-        word = Word(end="stopped")
-    except BaseException as error:
-        log.exception("rank %d failed", place.rank)
+        word = Word(end="done", metrics=_work(order, place, store, folder))
+    except Exception as error:
         kind = next((kind.__name__ for kind in ERRORS if isinstance(error, kind)), "")
         message = str(error) if kind else f"{type(error).__name__}: {error}"
         word = Word(end="failed", error=kind, message=" ".join(message.split()))
-    _say(word, folder, rank=place.rank)
+        log.exception("rank %d failed", place.rank)
+    except (SystemExit, KeyboardInterrupt):
+        log.warning("rank %d was stopped", place.rank)
+    finally:
+        # A signal that comes now, because another rank failed, finds this one ready with its word.
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        _say(word, folder, rank=place.rank)
     return word.end == "done"
 
 

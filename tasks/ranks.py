@@ -235,7 +235,7 @@ def ray_ranks(order: Order, runtime: Runtime, *, trace: Path) -> Iterator[Ranks]
         from ray.util import placement_group, remove_placement_group
     except ImportError:
         raise ValueError("GRAFT_RANKS_ENGINE=ray needs Ray; install it: pip install 'graft-ssl[ray]'") from None
-    with ray.init("auto", log_to_driver=False):
+    with ray.init("auto", log_to_driver=False, logging_level=logging.WARNING):
         each = {"CPU": max(1, order.runtime["workers"]), "GPU": int(runtime.torch_device.startswith("cuda"))}
         # All of them or none: half of the ranks would wait for the others and hold what those need.
         group = placement_group([each] * runtime.ranks)

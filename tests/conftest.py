@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
+
+from tests.rank_forks import RankForks
 
 
 @pytest.hookimpl(wrapper=True)
@@ -22,3 +24,11 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
 def own_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing a test does lands in the home of the person who runs it."""
     monkeypatch.setenv("GRAFT_HOME", str(tmp_path / "graft-home"))
+
+
+@pytest.fixture(scope="session")
+def rank_forks() -> Iterator[RankForks]:
+    """Runs functions on several ranks without waiting for imports."""
+    forks = RankForks()
+    yield forks
+    forks.close()
