@@ -22,8 +22,22 @@ from tasks.finetune_encoder import FinetuneEncoderConfig, finetune_encoder
 from tasks.one_rank import Place, run_rank
 from tasks.ranks import Order, RankLost
 from tasks.runtime import Runtime
+from tasks.stage import look_up
 from tasks.train_pretext import train_pretext
 from tests.rank_forks import RankForks
+from tests.tasks.rank_bench import (
+    CLUSTER,
+    EXTRACT,
+    LOST,
+    ROWS,
+    STEPS,
+    TRAIN,
+    Bench,
+    killed,
+    of_torchrun,
+    rank_process,
+    weights,
+)
 
 
 def be_rank(rank: int, number: int, meet: str, order: str) -> bool:
@@ -121,7 +135,7 @@ def test_a_method_that_looks_across_the_batch_is_trained_on_one_rank(
 
 
 def test_extraction_goes_on_after_a_rank_was_killed(
-    bench: Bench, index: Any, encoder: Encoder, request: pytest.FixtureRequest
+    bench: Bench, index: Any, encoder: Encoder, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = EXTRACT.model_copy(update={"shard_rows": 1})
     alone = bench.run(extract_features, config, encoder=encoder, images=index)
@@ -136,33 +150,28 @@ def test_extraction_goes_on_after_a_rank_was_killed(
     assert 0 < len(committed) < ROWS
     assert rank_process(of_torchrun) is None
     request.getfixturevalue("forked")
-    seen: dict[str, int] = {}
+    drop, seen = Store.drop_work, {}
 
-    def look(folder: Path) -> None:
-        seen.update({path.name: path.stat().st_mtime_ns for path in folder.glob("*.json")})
+    def look_and_drop(store: Store, key: str) -> None:
+        seen.update({path.name: path.stat().st_mtime_ns for path in ledger.glob("*.json")})
+        drop(store, key)
 
-    original = Store.drop_work
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Store, "drop_work", lambda store, key: (look(ledger), original(store, key))[1])
-        again = bench.run(extract_features, config, encoder=encoder, images=index, ranks=4)
+    monkeypatch.setattr(Store, "drop_work", look_and_drop)
+    again = bench.run(extract_features, config, encoder=encoder, images=index, ranks=4)
     assert again.digest == alone.digest
     # What was committed was not done again.
     assert len(seen) == ROWS and committed.items() <= seen.items()
 
 
-def test_training_goes_on_after_a_rank_was_killed(
-    bench: Bench, index: Any, request: pytest.FixtureRequest, rank_forks: RankForks
-) -> None:
+def test_training_goes_on_after_a_rank_was_killed(bench: Bench, index: Any, request: pytest.FixtureRequest) -> None:
     config = TRAIN.model_copy(update={"seed": 2})
-    real = ranks.torchrun
-    request.getfixturevalue("forked")
-    unbroken = bench.run(train_pretext, config, images=index, ranks=2)
-    bench.again(unbroken)
-    forked, ranks.torchrun = ranks.torchrun, real
-    checkpoint = bench.home / "store" / "work" / unbroken.key / "state" / "checkpoint.pt"
-    with pytest.raises(RankLost, match=LOST), killed(of_torchrun, when=checkpoint.exists):
+    key = look_up(train_pretext, config, inputs={"images": index}, runtime=Runtime()).key
+    state = bench.store.work_folder(key) / "state"
+    with pytest.raises(RankLost, match=LOST), killed(of_torchrun, when=lambda: state.exists("checkpoint.pt")):
         bench.run(train_pretext, config, images=index, ranks=2, checkpoint_seconds=0)
-    kept = bench.store.work_folder(unbroken.key)
-    assert 0 < (kept / "state").read_json("progress.json")["done"] < STEPS
-    ranks.torchrun = forked
-    assert bench.run(train_pretext, config, images=index, ranks=2).digest == unbroken.digest
+    assert 0 < state.read_json("progress.json")["done"] < STEPS
+    request.getfixturevalue("forked")
+    went_on = bench.run(train_pretext, config, images=index, ranks=2)
+    bench.again(went_on)
+    unbroken = bench.run(train_pretext, config, images=index, ranks=2)
+    assert went_on.digest == unbroken.digest
