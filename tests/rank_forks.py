@@ -57,6 +57,8 @@ def open_group(rank: int, number: int, meet: str) -> None:
 
 
 def _serve() -> None:
+    # An optimiser imports the first of these at its first step.
+
     import tasks.extract_features
     import tasks.finetune_encoder
     import tasks.one_rank

@@ -101,7 +101,7 @@ def test_training_is_that_of_one_rank_whatever_number_goes_on_with_it(bench: Ben
     assert (bench.work() / "state" / "checkpoint.pt").exists()
     went_on = bench.run(train_pretext, TRAIN, images=index, ranks=3)
     assert went_on.key == alone.key
-    np.testing.assert_allclose(weights(went_on), weights_alone, atol=1e-4)
+    np.testing.assert_allclose(weights(went_on), weights_alone, atol=1e-3)
 
 
 @pytest.mark.usefixtures("forked")
