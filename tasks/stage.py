@@ -60,7 +60,7 @@ class Stage(Generic[C, A]):
     produces: type[A]
     body: Callable[..., None]
     ingredients: Callable[[C, Runtime], Mapping[str, str]]
-    splits: Callable[[C], bool]
+    splits: Callable[[C], bool] = lambda _config: False
 
     def key(self, config: C, *, inputs: Mapping[str, Artifact], external: Mapping[str, str]) -> str:
         """The key of what this stage makes of these."""
