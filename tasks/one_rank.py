@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import signal
-import socket
 import sys
 import threading
 import time
@@ -22,7 +21,6 @@ from storage.folder import Folder
 from storage.lease import LeasedFolder
 from storage.outbox import Outbox
 from storage.store import Store, open_artifact
-from tasks.interruption import ask_to_stop
 from tasks.ranks import ERRORS, WORDS, Order, Word
 from tasks.recording import NoRecord, NoRecorder, StageRecord
 from tasks.reporting import Silent
@@ -79,7 +77,7 @@ def run_rank(order: Order, place: Place) -> bool:
 
     What it ends with is said in the work folder, and not raised.
     """
-    store, folder = _open(order)
+    store, folder = open_work(order)
     word = Word(end="stopped")
     try:
         word = Word(end="done", metrics=_work(order, place, store, folder))
@@ -94,11 +92,11 @@ def run_rank(order: Order, place: Place) -> bool:
         # A signal that comes now, because another rank failed, finds this one ready with its word.
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        _say(word, folder, rank=place.rank)
+        say(word, folder, rank=place.rank)
     return word.end == "done"
 
 
-def _open(order: Order) -> tuple[Store, LeasedFolder]:
+def open_work(order: Order) -> tuple[Store, LeasedFolder]:
     """The store, and the work folder as the holder of the lease may write to it."""
     runtime = Runtime(**order.runtime)
     store = Store(runtime.store_root, lease_seconds=runtime.lease_seconds)
@@ -143,7 +141,8 @@ def _work(order: Order, place: Place, store: Store, folder: LeasedFolder) -> dic
     return work.last_metrics
 
 
-def _say(word: Word, folder: Folder, *, rank: int) -> None:
+def say(word: Word, folder: Folder, *, rank: int) -> None:
+    """Leave the last word of a rank in its work folder."""
     (folder / "state" / WORDS).write(f"{rank}.json", word.model_dump_json().encode())
 
 
@@ -170,36 +169,6 @@ def _device(asked: str, *, local: int) -> str:
         )
     torch.cuda.set_device(local)
     return f"cuda:{local}"
-
-
-class RayRank:
-    """A rank as an actor of Ray: one thread works, another listens."""
-
-    def __init__(self, order: str, rank: int, number: int) -> None:
-        self._order = Order.model_validate_json(order)
-        self._rank, self._number = rank, number
-
-    def address(self) -> str:
-        """Where the ranks meet, if this is rank 0."""
-        import ray
-
-        with socket.socket() as probe:
-            probe.bind(("", 0))
-            return f"tcp://{ray.util.get_node_ip_address()}:{probe.getsockname()[1]}"
-
-    def run(self, address: str) -> bool:
-        """Do the work; see run_rank."""
-        # Ray shows each actor only its own GPU.
-        return run_rank(self._order, Place(self._rank, self._number, local=0, meet=address))
-
-    def stop(self) -> None:
-        """Stop after the step of training that is under way; at once where nothing waits for a signal."""
-        if not ask_to_stop():
-            _, folder = _open(self._order)
-            # Its work may have ended just now.
-            if not (folder / "state" / WORDS).exists(f"{self._rank}.json"):
-                _say(Word(end="stopped"), folder, rank=self._rank)
-            os._exit(1)
 
 
 def _end_with(parent: int) -> None:

@@ -1,21 +1,20 @@
-"""Starts the body of a stage on several ranks, watches them, and stops them. Nothing else starts ranks.
+"""Starts the body of a stage on several ranks, watches them, and stops them.
 
 The process that runs a step holds its lease, tells MLflow and Prefect of it, and commits it. The ranks are processes of
-their own, which run `tasks.one_rank`: torchrun starts them on this machine, Ray on those of its cluster. All that the
-two sides say to each other lies in the step's work folder: shards and checkpoints, metrics, progress, and a last word
-of each rank.
+their own, which run `tasks.one_rank`: torchrun starts them on this machine, Ray (`tasks.ray_ranks`) on those of its
+cluster. All that the two sides say to each other lies in the step's work folder: shards and checkpoints, metrics,
+progress, and a last word of each rank.
 """
 
 from __future__ import annotations
 
-import logging
 import os
 import socket
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
@@ -31,12 +30,9 @@ from tasks.runtime import Runtime
 if TYPE_CHECKING:
     from tasks.stage import Lookup, Work
 
-log = logging.getLogger(__name__)
-
 LOOK_SECONDS = 1.0
 # For a step of training and its checkpoint, within the 30 s that orchestrators leave a process to end.
 STOP_SECONDS = 20.0
-PATIENCE_SECONDS = 60.0
 # Where the last words lie, in a work's state.
 WORDS = "ranks"
 # Errors that callers tell apart; what a rank says of them is raised as one of them here.
@@ -83,7 +79,13 @@ class Word(BaseModel, frozen=True, extra="forbid"):
 
 
 class Ranks(Protocol):
-    """Ranks under way."""
+    """Ranks under way.
+
+    Attributes:
+        trace: where to look for what they print.
+    """
+
+    trace: str
 
     def ended(self, *, seconds: float) -> bool:
         """Whether all have ended; waits that long for it."""
@@ -103,25 +105,37 @@ def run_on_ranks(look: Lookup[Any], work: Work, *, record: StageRecord, lease: L
         key=look.key,
         config=(_name(type(look.config)), look.config.model_dump(mode="json")),
         inputs={name: (_name(type(artifact)), artifact.uri) for name, artifact in look.inputs.items()},
-        # The sum stays what was asked for.
-        runtime={**runtime.model_dump(mode="json"), "workers": -(-runtime.workers // runtime.ranks)},
+        runtime={
+            # A server's address may hold a password, and is of no use to a rank.
+            **runtime.model_dump(mode="json", exclude={"tracking_uri", "prefect_api_url"}),
+            # The sum stays what was asked for.
+            "workers": -(-runtime.workers // runtime.ranks),
+        },
         token=lease.token,
         parent=os.getpid(),
     )
     words = work.state / WORDS
     for name in list(words.files()):
         words.remove(name)
-    begin = torchrun if runtime.ranks_engine == "torchrun" else ray_ranks
-    trace = runtime.home.absolute() / "logs" / f"ranks-{step}-{look.key[:12]}.log"
-    with begin(order, runtime, trace=trace) as ranks:
+    with _begin(order, runtime) as ranks:
         while not ranks.ended(seconds=LOOK_SECONDS):
             _follow(work, record)
     _follow(work, record)
     work.ledger = Ledger(work.state / "ledger", data=work.data)
     said = [_word(words, rank) for rank in range(runtime.ranks)]
-    _raise_failure(said, trace=trace)
+    _raise_failure(said, trace=ranks.trace)
     assert said[0] is not None
     work.last_metrics.update(said[0].metrics)
+
+
+def _begin(order: Order, runtime: Runtime) -> AbstractContextManager[Ranks]:
+    if runtime.ranks_engine == "torchrun":
+        return torchrun(order, runtime)
+    try:
+        from tasks.ray_ranks import ray_ranks
+    except ImportError:
+        raise ValueError("GRAFT_RANKS_ENGINE=ray needs Ray; install it: pip install 'graft-ssl[ray]'") from None
+    return ray_ranks(order, runtime)
 
 
 def _name(thing: Any) -> str:
@@ -148,7 +162,7 @@ def _word(words: Folder, rank: int) -> Word | None:
         return None
 
 
-def _raise_failure(said: list[Word | None], *, trace: Path) -> None:
+def _raise_failure(said: list[Word | None], *, trace: str) -> None:
     """Raise what went wrong first: an error of the body; else the loss of a rank, of which the others' errors come."""
     failed = [(rank, word) for rank, word in enumerate(said) if word is not None and word.end == "failed"]
     for _, word in failed:
@@ -167,8 +181,9 @@ def _raise_failure(said: list[Word | None], *, trace: Path) -> None:
 
 
 @contextmanager
-def torchrun(order: Order, runtime: Runtime, *, trace: Path) -> Iterator[Ranks]:
+def torchrun(order: Order, runtime: Runtime) -> Iterator[Ranks]:
     """Ranks on this machine, started and watched by torchrun, which stops all when one fails."""
+    trace = runtime.home.absolute() / "logs" / f"ranks-{order.step}-{order.key[:12]}.log"
     trace.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="graft-ranks-") as folder:
         place = Path(folder) / "order.json"
@@ -184,7 +199,7 @@ def torchrun(order: Order, runtime: Runtime, *, trace: Path) -> Iterator[Ranks]:
                 # Ctrl-C is for this process, which then stops the ranks.
                 start_new_session=True,
             )
-        ranks = _Torchrun(process)
+        ranks = _Torchrun(process, trace=str(trace))
         try:
             yield ranks
         finally:
@@ -202,7 +217,8 @@ def _one_machine(number: int) -> dict[str, str]:
 
 
 class _Torchrun:
-    def __init__(self, process: subprocess.Popen[bytes]) -> None:
+    def __init__(self, process: subprocess.Popen[bytes], *, trace: str) -> None:
+        self.trace = trace
         self._process = process
 
     def ended(self, *, seconds: float) -> bool:
@@ -220,74 +236,3 @@ class _Torchrun:
         finally:
             self._process.kill()
             self._process.wait()
-
-
-@contextmanager
-def ray_ranks(order: Order, runtime: Runtime, *, trace: Path) -> Iterator[Ranks]:
-    """Ranks on the machines of the Ray cluster that RAY_ADDRESS names, or that this machine belongs to.
-
-    Raises:
-        ValueError: Ray is not installed.
-        ConnectionError: there is no cluster.
-    """
-    try:
-        import ray
-        from ray.util import placement_group, remove_placement_group
-    except ImportError:
-        raise ValueError("GRAFT_RANKS_ENGINE=ray needs Ray; install it: pip install 'graft-ssl[ray]'") from None
-    with ray.init("auto", log_to_driver=False, logging_level=logging.WARNING):
-        each = {"CPU": max(1, order.runtime["workers"]), "GPU": int(runtime.torch_device.startswith("cuda"))}
-        # All of them or none: half of the ranks would wait for the others and hold what those need.
-        group = placement_group([each] * runtime.ranks)
-        try:
-            while not group.wait(PATIENCE_SECONDS):
-                log.warning("the Ray cluster has no room yet for %d ranks of %s", runtime.ranks, each)
-            ranks = _Ray(order, group, number=runtime.ranks, each=each)
-            try:
-                yield ranks
-            finally:
-                ranks.stop()
-        finally:
-            remove_placement_group(group)
-
-
-class _Ray:
-    """One actor a rank."""
-
-    def __init__(self, order: Order, group: Any, *, number: int, each: dict[str, int]) -> None:
-        import ray
-        from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
-
-        from tasks.one_rank import RayRank
-
-        kind: Any = ray.remote(RayRank).options(
-            num_cpus=each["CPU"],
-            num_gpus=each["GPU"],
-            max_concurrency=2,
-            scheduling_strategy=PlacementGroupSchedulingStrategy(group),
-        )
-        self._ray = ray
-        self._actors: list[Any] = [kind.remote(order.model_dump_json(), rank, number) for rank in range(number)]
-        address = ray.get(self._actors[0].address.remote())
-        self._running = [actor.run.remote(address) for actor in self._actors]
-
-    def ended(self, *, seconds: float) -> bool:
-        done, self._running = self._ray.wait(self._running, num_returns=len(self._running), timeout=seconds)
-        return not self._running or not all(map(self._went_well, done))
-
-    def _went_well(self, call: Any) -> bool:
-        try:
-            return bool(self._ray.get(call))
-        except self._ray.exceptions.RayError as error:
-            log.debug("a rank was lost: %s", error)
-            return False
-
-    def stop(self) -> None:
-        try:
-            if self._running:
-                for actor in self._actors:
-                    actor.stop.remote()
-                self._ray.wait(self._running, num_returns=len(self._running), timeout=STOP_SECONDS)
-        finally:
-            for actor in self._actors:
-                self._ray.kill(actor)

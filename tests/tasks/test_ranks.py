@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -50,11 +50,13 @@ def forked(rank_forks: RankForks, monkeypatch: pytest.MonkeyPatch) -> None:
     """Ranks without torchrun, which takes seconds to start; all else is as it is."""
 
     class Ended:
+        trace = "nowhere"
+
         def ended(self, *, seconds: float) -> bool:
             return True
 
     @contextmanager
-    def fork(order: Order, runtime: Runtime, *, trace: Path) -> Iterator[Ended]:
+    def fork(order: Order, runtime: Runtime) -> Iterator[Ended]:
         rank_forks("tests.tasks.test_ranks:be_rank", order.model_dump_json(), ranks=runtime.ranks)
         yield Ended()
 
@@ -123,6 +125,13 @@ def test_an_error_of_the_body_comes_as_it_is(bench: Bench, index: Any, features:
         bench.run(cluster_features, config, features=features, ranks=2)
     with pytest.raises(ValueError, match="GRAFT_RANKS must be at most the rows of a training step, 2, got 3"):
         bench.run(train_pretext, TRAIN.model_copy(update={"batch_size": 2}), images=index, ranks=3)
+
+
+def test_ray_is_asked_for_by_name(bench: Bench, features: Features, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    monkeypatch.delitem(sys.modules, "tasks.ray_ranks", raising=False)
+    with pytest.raises(ValueError, match=r"needs Ray; install it: pip install 'graft-ssl\[ray\]'"):
+        bench.run(cluster_features, CLUSTER, features=features, ranks=2, ranks_engine="ray")
 
 
 def test_a_method_that_looks_across_the_batch_is_trained_on_one_rank(

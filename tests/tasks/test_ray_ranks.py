@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from collections.abc import Iterator
 from typing import Any
 
@@ -52,19 +54,31 @@ def test_training_goes_on_after_a_rank_was_killed(bench: Bench, index: Any) -> N
     np.testing.assert_allclose(weights(again), weights_alone, atol=1e-3)
 
 
-class Interrupt:
-    """Ctrl-C as soon as there is progress."""
+class Terminate:
+    """SIGTERM as soon as there is progress."""
 
     def progress(self, step: str, *, done: int, total: int, unit: str) -> None:
-        raise KeyboardInterrupt
+        os.kill(os.getpid(), signal.SIGTERM)
 
 
-def test_an_interrupted_training_keeps_a_checkpoint(bench: Bench, index: Any) -> None:
+class Terminated(BaseException):
+    """What the process itself makes of a SIGTERM."""
+
+
+def raise_terminated(number: int, _frame: Any) -> None:
+    raise Terminated
+
+
+def test_a_terminated_training_keeps_a_checkpoint(bench: Bench, index: Any) -> None:
     config = TRAIN.model_copy(update={"epochs": 400})
     on_ray = {"ranks": 2, "ranks_engine": "ray", "checkpoint_seconds": 1000}
-    with pytest.raises(KeyboardInterrupt):
-        bench.run(train_pretext, config, images=index, reporter=Interrupt(), **on_ray)
+    before = signal.signal(signal.SIGTERM, raise_terminated)
+    try:
+        with pytest.raises(Terminated):
+            bench.run(train_pretext, config, images=index, reporter=Terminate(), **on_ray)
+    finally:
+        signal.signal(signal.SIGTERM, before)
     (state,) = bench.home.glob("store/work/*/state")
-    # Only the interruption wrote one.
+    # Only the signal wrote one.
     assert (state / "checkpoint.pt").exists()
     assert rank_process(of_ray) is None
