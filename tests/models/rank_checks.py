@@ -156,7 +156,9 @@ def clusters(dtype: str, empty: str) -> Answers:
     """Lloyd's iterations from a start that leaves clusters empty."""
     rng = np.random.default_rng(2)
     means = rng.normal(size=(8, 12)) * 3
-    rows_ND = (means[rng.integers(8, size=700)] + rng.normal(size=(700, 12))).astype(dtype)
+    # Their squares need more than the 53 bits of a float64: the order of their sum shows.
+    widths_D = np.logspace(-4, 1, 12)
+    rows_ND = (widths_D * (means[rng.integers(8, size=700)] + rng.normal(size=(700, 12)))).astype(dtype)
     start_KD = rows_ND[:CLUSTERS].astype(np.float32)
     start_KD[-3:] += 100
     chunks = [rows_ND[first : first + 50] for first in range(0, len(rows_ND), 50)]
