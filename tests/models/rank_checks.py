@@ -161,7 +161,7 @@ def clusters(dtype: str, empty: str) -> Answers:
     rows_ND = (widths_D * (means[rng.integers(8, size=700)] + rng.normal(size=(700, 12)))).astype(dtype)
     start_KD = rows_ND[:CLUSTERS].astype(np.float32)
     start_KD[-3:] += 100
-    chunks = [rows_ND[first : first + 50] for first in range(0, len(rows_ND), 50)]
+    chunks = [rows_ND[first : first + 10] for first in range(0, len(rows_ND), 10)]
     config = KMeansConfig(num_clusters=CLUSTERS, iterations=CLUSTERINGS[dtype, empty], empty=empty)
     iterations = list(lloyd(lambda: iter(mine(chunks)), LloydState(start_KD), config))
     return {
