@@ -3,6 +3,8 @@
 Memory is a few (K, D) arrays and one chunk, whatever the number of rows. The result depends on the rows and
 on the order and size of the chunks, on nothing else: labels come from `NearestCentroid`, sums are float64 in
 chunk order. (Sums of float16 features are even exact, and so free of that order, while they stay below 2^29.)
+Several ranks read a part of the rows each and add up their sums: equal bytes for float16, and for float32 a
+difference in the last places of float64.
 
 Shapes: N rows of one chunk, D width, K clusters.
 """
@@ -95,6 +97,7 @@ def lloyd(
     state: LloydState,
     config: KMeansConfig,
     *,
+    first_row: int = 0,
     engine: Literal["torch", "faiss"] = "torch",
     device: str = "cpu",
     precision: Literal["float32", "bf16"] = "float32",
@@ -102,9 +105,11 @@ def lloyd(
     """Run Lloyd's iterations, then one final assignment.
 
     Args:
-        read_chunks: starts a pass; gives chunks (N, D) float16 or float32, the same ones in every pass.
+        read_chunks: starts a pass; gives chunks (N, D) float16 or float32, the same ones in every pass; each of
+            several ranks gives its own, in the order of ranks.
         state: `LloydState(start_KD)`, or the state of the last iteration kept.
         config: its `iterations`, `tolerance` and `empty` are read here.
+        first_row: number of this rank's first row, for messages.
         engine: as device and precision, see `NearestCentroid`; none of them changes the result.
         device: "cpu" or "cuda".
         precision: of the product that finds the candidates.
@@ -122,9 +127,11 @@ def lloyd(
     while True:
         final = state.converged or state.number >= config.iterations
         find = NearestCentroid(state.centroids_KD, engine=engine, device=device, precision=precision)
-        found = Pass(*state.centroids_KD.shape)
+        found = Pass(*state.centroids_KD.shape, first_row=first_row)
+        keep_far = config.empty == "farthest" and not final
         for chunk_ND in read_chunks():
-            found.add(chunk_ND, find, keep_far=config.empty == "farthest" and not final)
+            found.add(chunk_ND, find, keep_far=keep_far)
+        found.join(keep_far=keep_far)
         if found.num_rows < config.num_clusters:
             raise ValueError(
                 f"k-means needs at least as many rows as clusters. Got {found.num_rows} rows, "

@@ -54,18 +54,19 @@ class Lease(ABC):
         wait: how long to wait for another holder before giving up; None waits for ever.
     Attributes:
         seen: see storage.places.Guard.
+        token: of a lease that another process holds and renews for this one, which then must not enter this one.
     Raises:
         TimeoutError: on entering, when the wait was not long enough; names the holder.
     """
 
     poll_seconds: ClassVar[float]
 
-    def __init__(self, name: str, *, seconds: float, wait: float | None) -> None:
+    def __init__(self, name: str, *, seconds: float, wait: float | None, token: str | None) -> None:
         self.seen: dict[str, Any] = {}
         self._name = f"{name}.json"
         self._seconds = seconds
         self._wait = wait
-        self._token = uuid.uuid4().hex
+        self.token = token or uuid.uuid4().hex
         self._expires = 0.0
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
@@ -149,7 +150,7 @@ class Lease(ABC):
 
     def _is_mine(self) -> bool:
         holder = self._holder()
-        return holder is not None and holder["token"] == self._token
+        return holder is not None and holder["token"] == self.token
 
     def _require_mine(self) -> None:
         if not self._is_mine():
@@ -183,8 +184,10 @@ class FileLease(Lease):
 
     poll_seconds = 0.2
 
-    def __init__(self, folder: Folder, name: str, *, seconds: float = 60.0, wait: float | None = None) -> None:
-        super().__init__(name, seconds=seconds, wait=wait)
+    def __init__(
+        self, folder: Folder, name: str, *, seconds: float = 60.0, wait: float | None = None, token: str | None = None
+    ) -> None:
+        super().__init__(name, seconds=seconds, wait=wait, token=token)
         self._folder = folder
         self._lock_name = f".{self._name}.lock"
 
@@ -206,7 +209,7 @@ class FileLease(Lease):
 
     def _write(self) -> bool:
         expires = time.time() + self._seconds
-        self._folder.write_json(self._name, {"token": self._token, "expires": expires, **process_identity()})
+        self._folder.write_json(self._name, {"token": self.token, "expires": expires, **process_identity()})
         self._expires = expires
         return True
 

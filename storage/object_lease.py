@@ -35,6 +35,7 @@ class ObjectLease(Lease):
         name: what is leased.
         seconds: how long the lease lives without renewal; a thread renews it three times as often.
         wait: how long to wait for another holder before giving up; None waits for ever.
+        token: see Lease.
     Raises:
         TimeoutError: on entering, when the wait was not long enough; names the holder.
         ValueError: on entering, when the store does not heed the conditions of a write.
@@ -42,8 +43,10 @@ class ObjectLease(Lease):
 
     poll_seconds = 1.0
 
-    def __init__(self, place: Objects, name: str, *, seconds: float = 60.0, wait: float | None = None) -> None:
-        super().__init__(name, seconds=seconds, wait=wait)
+    def __init__(
+        self, place: Objects, name: str, *, seconds: float = 60.0, wait: float | None = None, token: str | None = None
+    ) -> None:
+        super().__init__(name, seconds=seconds, wait=wait, token=token)
         self._bucket = place.bucket
         # A renewal that fails is tried again at its next turn, and a lease that is not given back runs out by itself.
         self._hasty = place.bucket.patient(seconds / 3)
@@ -96,12 +99,12 @@ class ObjectLease(Lease):
 
     def _renew(self) -> bool:
         holder = self._look(self._hasty)
-        return holder is not None and holder["token"] == self._token and self._swap(self._hasty, released=False)
+        return holder is not None and holder["token"] == self.token and self._swap(self._hasty, released=False)
 
     def _give_back(self) -> None:
         with suppress(StoreAway):
             holder = self._look(self._hasty)
-            if holder is not None and holder["token"] == self._token:
+            if holder is not None and holder["token"] == self.token:
                 # Not removed: no condition could be put to that.
                 self._swap(self._hasty, released=True)
 
@@ -112,7 +115,7 @@ class ObjectLease(Lease):
     def _swap(self, bucket: Bucket, *, released: bool) -> bool:
         begun = time.time()
         beat = uuid4().hex
-        content = {"token": self._token, "beat": beat, "seconds": self._seconds, "released": released}
+        content = {"token": self.token, "beat": beat, "seconds": self._seconds, "released": released}
         data = json.dumps(content | process_identity()).encode()
         if bucket.swap(self._key, data, self._version) is None:
             # Somebody was faster; or the write went through and its answer got lost.

@@ -74,12 +74,12 @@ class Store:
         """Where the scratch state of a key lies while it is being made."""
         return self.folder / "work" / key
 
-    def lease(self, key: str, *, wait: float | None = None) -> Lease:
+    def lease(self, key: str, *, wait: float | None = None, token: str | None = None) -> Lease:
         """The right to make the artifact of a key; see Lease."""
         leases = self.folder / "leases"
         if isinstance(leases.place, Objects):
-            return ObjectLease(leases.place, key, seconds=self._lease_seconds, wait=wait)
-        return FileLease(leases, key, seconds=self._lease_seconds, wait=wait)
+            return ObjectLease(leases.place, key, seconds=self._lease_seconds, wait=wait, token=token)
+        return FileLease(leases, key, seconds=self._lease_seconds, wait=wait, token=token)
 
     def find(self, kind: type[A], key: str) -> A | None:
         """The complete artifact of a key, or None.

@@ -7,10 +7,12 @@ from typing import Any
 import numpy as np
 from pydantic import BaseModel, Field, PositiveFloat
 
+from models.collective import all_sum, rank
 from models.nearest import NearestCentroid
 from storage.centroids import Centroids
 from storage.features import Features
 from storage.labels import FACTS, UNLABELLED, Labels, write_label_shard
+from tasks.shards import OpenShards
 from tasks.stage import Work, stage
 
 
@@ -26,7 +28,7 @@ class AssignLabelsConfig(BaseModel, frozen=True, extra="forbid"):
     )
 
 
-@stage(produces=Labels, version=1)
+@stage(produces=Labels, version=1, splits=lambda _config: True)
 def assign_labels(config: AssignLabelsConfig, work: Work, *, features: Features, centroids: Centroids) -> None:
     """Give each row the id of its nearest centroid, with its squared distance and its margin to the second nearest.
 
@@ -40,26 +42,29 @@ def assign_labels(config: AssignLabelsConfig, work: Work, *, features: Features,
     )
     reader, row_ids = features.reader(layer), features.row_ids()
     counts = np.zeros(nearest.num_clusters, np.int64)
-    for shard, start, stop in features.shards():
-        if str(shard) not in work.ledger:
-            near = nearest(reader.rows(start, stop), first_row=start)
-            assert near.margin is not None
-            label = near.cluster
-            if config.max_distance is not None:
-                label = np.where(near.distance <= config.max_distance, label, UNLABELLED)
-            record = write_label_shard(
-                work.data,
-                shard=shard,
-                row_ids=row_ids[start:stop],
-                label=label,
-                distance=near.distance,
-                margin=near.margin,
-            )
-            sizes = np.bincount(label[label != UNLABELLED], minlength=len(counts))
-            work.progress(stop, features.num_rows, unit="rows")
-            work.commit(str(shard), records=[record], sizes=sizes.tolist())
+    shards = OpenShards(work, features.shards(), unit="rows")
+    for shard, start, stop in shards.mine:
+        near = nearest(reader.rows(start, stop), first_row=start)
+        assert near.margin is not None
+        label = near.cluster
+        if config.max_distance is not None:
+            label = np.where(near.distance <= config.max_distance, label, UNLABELLED)
+        record = write_label_shard(
+            work.data,
+            shard=shard,
+            row_ids=row_ids[start:stop],
+            label=label,
+            distance=near.distance,
+            margin=near.margin,
+        )
+        sizes = np.bincount(label[label != UNLABELLED], minlength=len(counts))
+        shards.commit((shard, start, stop), records=[record], sizes=sizes.tolist())
+        counts += sizes
+    counts = all_sum(counts)
+    for shard in shards.committed:
         counts += np.array(work.ledger.facts(str(shard))["sizes"])
-    work.data.write_json(FACTS, _facts(counts, features=features, centroids=centroids))
+    if rank() == 0:
+        work.data.write_json(FACTS, _facts(counts, features=features, centroids=centroids))
 
 
 def _require_same_space(features: Features, centroids: Centroids) -> None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
 import torch
 from pydantic import Field
 
+from models.collective import mine, of_first, rank
 from models.kmeans import Iteration, KMeansConfig, LloydState, cluster_health, lloyd
 from models.kmeans_start import choose_start, sample_positions, take_rows
 from storage.centroids import Centroids, write_centroids
@@ -22,7 +23,7 @@ class ClusterFeaturesConfig(KMeansConfig, frozen=True, extra="forbid"):
     layer: str | None = Field(None, description="Which of the extracted layers; may be left out when there is one.")
 
 
-@stage(produces=Centroids, version=1)
+@stage(produces=Centroids, version=1, splits=lambda _config: True)
 def cluster_features(config: ClusterFeaturesConfig, work: Work, *, features: Features) -> None:
     """Find the centroids; a checkpoint is kept after each iteration.
 
@@ -37,17 +38,20 @@ def cluster_features(config: ClusterFeaturesConfig, work: Work, *, features: Fea
         )
     history = _History(work.load())
     state = history.state or LloydState(_start(features, layer, config))
+    own = mine(list(features.shards()))
     passes = lloyd(
-        lambda: _chunks(features, layer),
+        lambda: _chunks(features, layer, shards=own),
         state,
         config,
+        first_row=own[0][1] if own else 0,
         engine=work.runtime.kmeans_engine,
         device=work.runtime.torch_device,
     )
     for iteration in passes:
         if iteration.final:
-            facts = _facts(config, features, layer=layer, history=history, iteration=iteration)
-            write_centroids(work.data, centroids=iteration.state.centroids_KD, sizes=iteration.sizes_K, facts=facts)
+            if rank() == 0:
+                facts = _facts(config, features, layer=layer, history=history, iteration=iteration)
+                write_centroids(work.data, centroids=iteration.state.centroids_KD, sizes=iteration.sizes_K, facts=facts)
             return
         history.add(iteration)
         work.log(
@@ -58,15 +62,19 @@ def cluster_features(config: ClusterFeaturesConfig, work: Work, *, features: Fea
         work.save(history.to_checkpoint())
 
 
-def _chunks(features: Features, layer: str) -> Iterator[np.ndarray]:
+def _chunks(features: Features, layer: str, *, shards: Iterable[tuple[int, int, int]]) -> Iterator[np.ndarray]:
     reader = features.reader(layer)
-    for _, start, stop in features.shards():
+    for _, start, stop in shards:
         yield reader.rows(start, stop)
 
 
 def _start(features: Features, layer: str, config: KMeansConfig) -> np.ndarray:
-    positions = sample_positions(features.num_rows, size=config.sample_rows, seed=config.seed)
-    return choose_start(take_rows(lambda: _chunks(features, layer), positions), config)
+    start_KD = np.zeros((config.num_clusters, features.dim(layer)), np.float32)
+    if rank() == 0:
+        positions = sample_positions(features.num_rows, size=config.sample_rows, seed=config.seed)
+        sample_SD = take_rows(lambda: _chunks(features, layer, shards=features.shards()), positions)
+        start_KD = choose_start(sample_SD, config)
+    return of_first(start_KD)
 
 
 class _History:

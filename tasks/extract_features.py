@@ -11,6 +11,7 @@ import torch
 from pydantic import BaseModel, Field, PositiveInt, model_validator
 
 from models.backbones import Architecture, Backbone, Pooling, build_backbone, pool_features
+from models.collective import first_rank_first
 from models.precision import Precision, autocast
 from models.pretext.base import Batch
 from models.views import normalise
@@ -18,6 +19,7 @@ from storage.dataset_index import DatasetIndex
 from storage.encoders import Encoder, space_id
 from storage.features import Features, FeaturesWriter
 from tasks.loading import batches, central_pixels, in_order
+from tasks.shards import OpenShards
 from tasks.stage import Work, stage
 
 # The name of any backbone's deepest layer, so that networks of two families can be measured by one setting.
@@ -44,32 +46,30 @@ class ExtractFeaturesConfig(BaseModel, frozen=True, extra="forbid"):
         return self
 
 
-@stage(produces=Features, version=1)
+@stage(produces=Features, version=1, splits=lambda _config: True)
 def extract_features(config: ExtractFeaturesConfig, work: Work, *, encoder: Encoder, images: DatasetIndex) -> None:
     """Extract the features of every image, in the order of the index."""
     normalisation = encoder.description()["normalisation"]
     backbone = load_backbone(encoder).to(work.runtime.torch_device).to(memory_format=torch.channels_last).eval()
     layers = _layers(config, backbone)
     dims = {layer: backbone.channels[layer] * config.pooling.grid**2 for layer in layers}
-    writer = _writer(config, work, dims=dims, encoder=encoder, images=images)
+    with first_rank_first():
+        writer = _writer(config, work, dims=dims, encoder=encoder, images=images)
     # One shard is all that is held: the next is written over the last.
     values = {layer: np.empty((config.shard_rows, dim), config.dtype) for layer, dim in dims.items()}
     starts = range(0, images.num_rows, config.shard_rows)
-    missing = [shard for shard in range(len(starts)) if str(shard) not in work.ledger]
-    stops = {shard: min(starts[shard] + config.shard_rows, images.num_rows) for shard in missing}
+    bounds = ((shard, start, min(start + config.shard_rows, images.num_rows)) for shard, start in enumerate(starts))
+    shards = OpenShards(work, bounds, unit="images")
     places = (
-        place
-        for shard in missing
-        for place in in_order(starts[shard], stops[shard], batch_rows=work.runtime.batch_rows)
+        place for _, start, stop in shards.mine for place in in_order(start, stop, batch_rows=work.runtime.batch_rows)
     )
     viewer = partial(central_pixels, size=config.size, resize=config.resize)
     stream = batches(images, places, viewer=viewer, runtime=work.runtime)
-    for shard in missing:
-        filled = {layer: whole[: stops[shard] - starts[shard]] for layer, whole in values.items()}
+    for shard, start, stop in shards.mine:
+        filled = {layer: whole[: stop - start] for layer, whole in values.items()}
         _forward(stream, filled, backbone=backbone, config=config, normalisation=normalisation)
-        _require_finite(filled, first_row=starts[shard], images=images, dtype=config.dtype)
-        work.progress(stops[shard], images.num_rows, unit="images")
-        work.commit(str(shard), records=writer.write(shard, filled))
+        _require_finite(filled, first_row=start, images=images, dtype=config.dtype)
+        shards.commit((shard, start, stop), records=writer.write(shard, filled))
 
 
 def load_backbone(encoder: Encoder) -> Backbone:

@@ -11,6 +11,7 @@ import torch
 from pydantic import Field, PositiveInt, field_validator
 
 from models.backbones import Architecture
+from models.collective import all_rows, mine, rank
 from models.pretext.base import load_transfer
 from models.transfer.pseudo_labels import PseudoLabels
 from storage.dataset_index import DatasetIndex
@@ -45,7 +46,7 @@ def _method_version(config: FinetuneEncoderConfig, _runtime: Runtime) -> Mapping
     return {f"method {config.method}": str(PseudoLabels.version)}
 
 
-@stage(produces=Metrics, version=1, ingredients=_method_version)
+@stage(produces=Metrics, version=1, ingredients=_method_version, splits=lambda _config: True)
 def finetune_encoder(
     config: FinetuneEncoderConfig,
     work: Work,
@@ -79,17 +80,22 @@ def finetune_encoder(
         "seed": config.seed,
         "scores": {"finetuned": score},
     }
-    write_metrics(work.data, values=values, row_ids=test_images.row_ids(), outcomes={"finetuned": correct_N})
+    if rank() == 0:
+        write_metrics(work.data, values=values, row_ids=test_images.row_ids(), outcomes={"finetuned": correct_N})
 
 
 def _predict(config: FinetuneEncoderConfig, work: Work, *, method: PseudoLabels, images: DatasetIndex) -> np.ndarray:
     """The class of each image, (N,) int64."""
     method.to(work.runtime.torch_device).eval()
-    places = in_order(0, images.num_rows, batch_rows=work.runtime.batch_rows)
+    rows = work.runtime.batch_rows
+    starts = mine(range(0, images.num_rows, rows))
+    places = (
+        place for first in starts for place in in_order(first, min(first + rows, images.num_rows), batch_rows=rows)
+    )
     viewer = partial(central_pixels, size=config.size, resize=config.resize)
     with torch.inference_mode():
         predicted = [
             method.logits(method.normalise(batch.views["image"])).argmax(1).cpu().numpy()
             for batch in batches(images, places, viewer=viewer, runtime=work.runtime)
         ]
-    return np.concatenate(predicted)
+    return all_rows(np.concatenate([np.empty(0, np.int64), *predicted]))

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from models.collective import share
 from models.pretext.base import Batch
 from models.views import Draw, center_crop, resize_shorter
 from storage.dataset_index import DatasetIndex, ImageReader
@@ -140,14 +141,15 @@ class TrainingOrder:
         self.steps_per_epoch = len(positions) // self.batch_size
 
     def places(self, *, first_step: int, total_steps: int) -> Iterator[list[_Place]]:
-        """The rows of the steps from `first_step` on."""
+        """The rows of the steps from `first_step` on; on one of several ranks, its part of each batch."""
         epoch, order = -1, self._positions
         for step in range(first_step, total_steps):
             if step // self.steps_per_epoch != epoch:
                 epoch = step // self.steps_per_epoch
                 order = np.random.Generator(np.random.Philox([self._seed, epoch])).permutation(self._positions)
             start = step % self.steps_per_epoch * self.batch_size
-            yield [_Place(epoch, int(position)) for position in order[start : start + self.batch_size]]
+            own = order[start : start + self.batch_size][share(self.batch_size)]
+            yield [_Place(epoch, int(position)) for position in own]
 
 
 def in_order(start: int, stop: int, *, batch_rows: int) -> Iterator[list[_Place]]:

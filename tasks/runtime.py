@@ -37,8 +37,11 @@ class Runtime(BaseSettings):
     prefect_api_url: str | None = Field(None, description="Prefect's address; a local server is started by default.")
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N; auto is cuda where there is one.")
     workers: NonNegativeInt = Field(
-        default_factory=lambda: max(1, (os.cpu_count() or 1) - 1), description="Processes that decode images."
+        default_factory=lambda: max(1, (os.cpu_count() or 1) - 1),
+        description="Processes that decode images, of all ranks together.",
     )
+    ranks: PositiveInt = Field(1, description="Processes that share the work of a step, one GPU each.")
+    ranks_engine: Literal["torchrun", "ray"] = Field("torchrun", description="One machine; or those of a Ray cluster.")
     batch_rows: PositiveInt = Field(256, description="Images a forward pass in extraction.")
     kmeans_engine: Literal["torch", "faiss"] = Field("torch", description="Finds nearest centroids; equal results.")
     checkpoint_seconds: float = Field(60.0, ge=0, description="Time between checkpoints; 0 is after every step.")
@@ -92,9 +95,10 @@ class Runtime(BaseSettings):
         return "cuda" if torch.cuda.is_available() else "cpu"
 
     def vendor_environment(self) -> dict[str, str]:
-        """The variables that tell Prefect and MLflow what these settings say; telemetry is off in all of them."""
+        """The variables that tell Prefect, MLflow and Ray what these settings say; telemetry is off in all of them."""
         variables = {
             "DO_NOT_TRACK": "true",
+            "RAY_USAGE_STATS_ENABLED": "0",
             "MLFLOW_DISABLE_TELEMETRY": "true",
             "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
             "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",

@@ -28,6 +28,7 @@ from storage.ledger import Ledger
 from storage.store import Store, open_artifact
 from tasks import freed_memory
 from tasks.environment import environment
+from tasks.ranks import run_on_ranks
 from tasks.recording import Recorder, StageRecord
 from tasks.runtime import Runtime
 
@@ -52,6 +53,7 @@ class Stage(Generic[C, A]):
         version: to be raised by hand when equal config and inputs give another result than before.
         ingredients: what the result depends on besides config and inputs (the bytes of a source, the version of a
             method): name -> digest. It is asked each time, so it must be cheap when nothing changed.
+        splits: whether the work of a config can be split over ranks; the body then runs on each of them.
     """
 
     name: str
@@ -59,6 +61,7 @@ class Stage(Generic[C, A]):
     produces: type[A]
     body: Callable[..., None]
     ingredients: Callable[[C, Runtime], Mapping[str, str]]
+    splits: Callable[[C], bool] = lambda _config: False
 
     def key(self, config: C, *, inputs: Mapping[str, Artifact], external: Mapping[str, str]) -> str:
         """The key of what this stage makes of these."""
@@ -76,12 +79,16 @@ def _no_ingredients(_config: Any, _runtime: Runtime) -> Mapping[str, str]:
 
 
 def stage(
-    *, produces: type[A], version: int, ingredients: Callable[[Any, Runtime], Mapping[str, str]] = _no_ingredients
+    *,
+    produces: type[A],
+    version: int,
+    ingredients: Callable[[Any, Runtime], Mapping[str, str]] = _no_ingredients,
+    splits: Callable[[Any], bool] = lambda _config: False,
 ) -> Callable[[Callable[..., None]], Stage[Any, A]]:
     """Make a stage of a body `(config, work, *, name: Artifact, ...) -> None`; the stage bears the body's name."""
 
     def decorate(body: Callable[..., None]) -> Stage[Any, A]:
-        return Stage(body.__name__, version, produces, body, ingredients)
+        return Stage(body.__name__, version, produces, body, ingredients, splits)
 
     return decorate
 
@@ -257,7 +264,10 @@ def _compute(look: Lookup[A], *, context: Context, lease: Lease, step: str) -> S
     work = Work(key=key, data=data, state=state / "state", record=record, context=context, step=step)
     started = time.monotonic()
     try:
-        look.stage.body(look.config, work, **look.inputs)
+        if context.runtime.ranks > 1 and look.stage.splits(look.config):
+            run_on_ranks(look, work, record=record, lease=lease, step=step)
+        else:
+            look.stage.body(look.config, work, **look.inputs)
         marker = _marker(look, work, seconds=time.monotonic() - started)
         record.commit()
         store.commit(marker, lease=lease)

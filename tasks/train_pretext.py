@@ -12,7 +12,7 @@ from storage.dataset_index import DatasetIndex
 from storage.encoders import Encoder
 from tasks.runtime import Runtime
 from tasks.stage import Work, stage
-from tasks.training import TrainingConfig, build_method, fit, full_options, keep_encoder
+from tasks.training import TrainingConfig, build_method, fit, full_options, keep_encoder, rows_apart
 
 
 class TrainPretextConfig(TrainingConfig, frozen=True, extra="forbid"):
@@ -30,7 +30,11 @@ def _method_version(config: TrainPretextConfig, _runtime: Runtime) -> Mapping[st
     return {f"method {config.method}": str(load_method(config.method).version)}
 
 
-@stage(produces=Encoder, version=1, ingredients=_method_version)
+def _splits(config: TrainPretextConfig) -> bool:
+    return config.epochs > 0 and rows_apart(load_method(config.method))
+
+
+@stage(produces=Encoder, version=1, ingredients=_method_version, splits=_splits)
 def train_pretext(config: TrainPretextConfig, work: Work, *, images: DatasetIndex) -> None:
     """Train by the config's method."""
     method = build_method(load_method(config.method), config, num_rows=images.num_rows)

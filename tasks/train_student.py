@@ -14,7 +14,7 @@ from storage.encoders import Encoder
 from storage.labels import UNLABELLED, Labels
 from tasks.runtime import Runtime
 from tasks.stage import Work, stage
-from tasks.training import TrainingConfig, build_method, fit, full_options, keep_encoder
+from tasks.training import TrainingConfig, build_method, fit, full_options, keep_encoder, rows_apart
 
 
 class TrainStudentConfig(TrainingConfig, frozen=True, extra="forbid"):
@@ -32,7 +32,11 @@ def _method_version(config: TrainStudentConfig, _runtime: Runtime) -> Mapping[st
     return {f"method {config.method}": str(load_transfer(config.method).version)}
 
 
-@stage(produces=Encoder, version=1, ingredients=_method_version)
+def _splits(config: TrainStudentConfig) -> bool:
+    return rows_apart(load_transfer(config.method))
+
+
+@stage(produces=Encoder, version=1, ingredients=_method_version, splits=_splits)
 def train_student(config: TrainStudentConfig, work: Work, *, images: DatasetIndex, labels: Labels) -> None:
     """Train on every image that has a label; rows beyond the cut-off of the labelling are left out."""
     label_N = labels.by_row_id(images.row_ids())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -11,8 +12,10 @@ import torch
 from pydantic import BaseModel, Field, NonNegativeInt, PositiveFloat, PositiveInt, ValidationError
 
 from models.backbones import Architecture, build_backbone
+from models.collective import any_rank, rank
 from models.precision import Precision
 from models.pretext.base import Batch, PretextMethod
+from models.split_batch import SplitBatch
 from models.training.loop import LoopConfig, StepReport, TrainState, train
 from models.training.optimizers import OptimizerConfig, build_optimizers
 from models.training.schedules import ScheduleConfig
@@ -21,6 +24,8 @@ from storage.encoders import write_encoder
 from tasks.interruption import deferred_signals
 from tasks.loading import TrainingOrder, batches
 from tasks.stage import Work
+
+log = logging.getLogger(__name__)
 
 # About as many points as a curve on a screen can show.
 LOGGED_STEPS = 500
@@ -35,7 +40,7 @@ class TrainingConfig(BaseModel, frozen=True, extra="forbid"):
         default_factory=dict, validate_default=True, description="The method's own settings."
     )
     epochs: NonNegativeInt = Field(description="Passes over the data; 0 keeps the random weights.")
-    batch_size: PositiveInt = Field(256, description="Images a step.")
+    batch_size: PositiveInt = Field(256, description="Images a step, over all ranks.")
     optimizer: OptimizerConfig = OptimizerConfig()
     schedule: ScheduleConfig = ScheduleConfig()
     precision: Precision = Field("float32", description="Of the forward pass.")
@@ -55,6 +60,13 @@ def full_options(kind: type[PretextMethod], options: dict[str, Any]) -> dict[str
         wrong = "; ".join(f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors())
         known = ", ".join(kind.Config.model_fields)
         raise ValueError(f"{wrong} (the options of {kind.__name__} are {known})") from None
+
+
+def rows_apart(kind: type[PretextMethod]) -> bool:
+    """Whether a method's batches can be split over ranks; says so if not."""
+    if not kind.rows_apart:
+        log.warning("%s looks at all rows of a batch at once: it is trained on one rank", kind.__name__)
+    return kind.rows_apart
 
 
 def build_method(
@@ -89,6 +101,8 @@ def fit(
     )
     total = config.epochs * order.steps_per_epoch
     method.to(work.runtime.torch_device).to(memory_format=torch.channels_last)
+    split = SplitBatch(order.batch_size)
+    split.prepare(method)
     state = TrainState(method, build_optimizers(method, config.optimizer))
     _restore(state, work)
     if state.step >= total:
@@ -110,6 +124,7 @@ def fit(
         ),
         steps_per_epoch=order.steps_per_epoch,
         read_chunks=_no_chunks,
+        split=split,
     )
     _follow(reports, state, work, total=total)
 
@@ -133,6 +148,8 @@ def _follow(reports: Iterator[StepReport], state: TrainState, work: Work, *, tot
                 work.log(health, step=report.step)
             work.progress(report.step, total, unit="steps")
             due = time.monotonic() - saved >= work.runtime.checkpoint_seconds
+            if any_rank(interruption.asked):
+                interruption.ask()
             if due or interruption.asked or report.step == total:
                 work.save(state.state_dict())
                 saved = time.monotonic()
@@ -155,6 +172,8 @@ def _restore(state: TrainState, work: Work) -> None:
 
 def keep_encoder(config: TrainingConfig, work: Work, *, method: PretextMethod) -> None:
     """Write the encoder that a training ends with."""
+    if rank() > 0:
+        return
     write_encoder(
         work.data,
         backbone=method.backbone.state_dict(),

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.object_store import ObjectServer
+from tests.rank_forks import RankForks
 
 
 @pytest.hookimpl(wrapper=True)
@@ -41,3 +42,11 @@ def object_server(launched_object_server: ObjectServer, monkeypatch: pytest.Monk
     for name, value in launched_object_server.variables().items():
         monkeypatch.setenv(name, value)
     return launched_object_server
+
+
+@pytest.fixture(scope="session")
+def rank_forks() -> Iterator[RankForks]:
+    """Runs functions on several ranks without waiting for imports."""
+    forks = RankForks()
+    yield forks
+    forks.close()

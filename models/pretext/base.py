@@ -149,6 +149,9 @@ class PretextMethod(nn.Module, ABC):
     _std: Tensor
     version: ClassVar[int] = 1  # raised by hand when equal configs give other results
     needs: ClassVar[frozenset[str]] = frozenset()  # of "num_labels", "teacher", "vocabulary"
+    # The loss is a mean over rows that do not look at each other but through BatchNorm, and nothing else is kept of
+    # them: so a batch may be split over ranks (`models.split_batch`).
+    rows_apart: ClassVar[bool] = False
 
     def __init__(
         self,

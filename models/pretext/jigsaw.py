@@ -39,6 +39,7 @@ class Jigsaw(PretextMethod):
         keeps="nothing",
         verified="loss: formula; permutations; tiles by place",
     )
+    rows_apart = True
 
     class Config(MethodConfig, frozen=True, extra="forbid"):
         """Geometry in pixels, shortcuts closed, permutation set and head."""

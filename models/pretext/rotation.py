@@ -34,6 +34,7 @@ class Rotation(PretextMethod):
         keeps="nothing",
         verified="loss: formula; turns pixel by pixel",
     )
+    rows_apart = True
 
     class Config(MethodConfig, frozen=True, extra="forbid"):
         """Crop and mirror are all that the paper does to an image before turning it."""

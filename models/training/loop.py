@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 
 from models.precision import Precision, autocast
 from models.pretext.base import MAIN, Batch, Output, PretextMethod
+from models.split_batch import SplitBatch
 from models.training.optimizers import set_lr
 from models.training.schedules import ScheduleConfig, scale
 
@@ -113,6 +114,7 @@ def train(
     config: LoopConfig,
     steps_per_epoch: int,
     read_chunks: Callable[[], Iterator[Batch]],
+    split: SplitBatch | None = None,
 ) -> Iterator[StepReport]:
     """Train from `state.step` to the end, one step for each report.
 
@@ -122,11 +124,13 @@ def train(
         config: epochs, schedule, precision, clipping.
         steps_per_epoch: batches of a whole epoch.
         read_chunks: starts a pass over all rows, for methods that prepare an epoch (`before_epoch`).
+        split: what part of each batch `read_epoch` gives here, on one of several ranks.
     Raises:
         ValueError: an epoch has too few batches, or the loss has other objectives than the optimisers.
         NonFiniteLoss: after the step whose loss was not finite; the state is then of no use.
     """
     total_steps = config.epochs * steps_per_epoch
+    split = split or SplitBatch(1)
     while state.step < total_steps:
         epoch, start = divmod(state.step, steps_per_epoch)
         if start == 0:
@@ -136,7 +140,7 @@ def train(
             factor = scale(state.step, config=config.schedule, total_steps=total_steps, steps_per_epoch=steps_per_epoch)
             for optimizer in state.optimizers.values():
                 set_lr(optimizer, factor=factor)
-            scalars = _step(state, batch, config=config, progress=state.step / total_steps)
+            scalars = _step(state, batch, config=config, progress=state.step / total_steps, split=split)
             losses, metrics = scalars.wait()
             _require_finite(losses, step=state.step)
             yield StepReport(
@@ -168,7 +172,7 @@ def _read(read_epoch: Callable[[int, int], Iterable[Batch]], *, epoch: int, star
         yield batch
 
 
-def _step(state: TrainState, batch: Batch, *, config: LoopConfig, progress: float) -> "_Scalars":
+def _step(state: TrainState, batch: Batch, *, config: LoopConfig, progress: float, split: SplitBatch) -> "_Scalars":
     """Compute losses and gradients, move the parameters, and count the step."""
     device = state.device
     with autocast(device, precision=config.precision):
@@ -178,12 +182,13 @@ def _step(state: TrainState, batch: Batch, *, config: LoopConfig, progress: floa
             f"The loss must have the objectives of parameter_groups(), {sorted(state.optimizers)}. "
             f"Got {sorted(output.objectives)}. Correct {type(state.method).__name__}."
         )
-    scalars = _Scalars(output)
+    scalars = _Scalars(output, split)
     for name, loss in output.objectives.items():
         state.optimizers[name].zero_grad(set_to_none=True)
         own = [p for group in state.optimizers[name].param_groups for p in group["params"]]
         # Several losses may share one graph.
-        loss.backward(inputs=own, retain_graph=len(output.objectives) > 1)
+        split.weigh(loss).backward(inputs=own, retain_graph=len(output.objectives) > 1)
+        split.sum_gradients(own)
         if config.clip_norm is not None:
             torch.nn.utils.clip_grad_norm_(own, config.clip_norm)
     # All gradients are taken before any parameter moves: a graph may hold another's parameters.
@@ -202,10 +207,10 @@ class _Scalars:
     running, so that the device does not idle while the next step is being queued.
     """
 
-    def __init__(self, output: Output) -> None:
+    def __init__(self, output: Output, split: SplitBatch) -> None:
         self._losses, self._metrics = list(output.objectives), list(output.metrics)
         scalars = [*output.objectives.values(), *output.metrics.values()]
-        self._host = torch.stack([scalar.detach().to(torch.float32) for scalar in scalars])
+        self._host = split.mean(torch.stack([scalar.detach().to(torch.float32) for scalar in scalars]))
         self._copied: torch.cuda.Event | None = None
         if self._host.device.type == "cuda":
             pinned = torch.empty(len(scalars), pin_memory=True)

@@ -25,6 +25,7 @@ class PseudoLabels(PretextMethod):
     """
 
     needs = frozenset({"num_labels"})
+    rows_apart = True
 
     card = Card(
         paper="Noroozi et al. 2018",

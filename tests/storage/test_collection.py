@@ -73,7 +73,7 @@ def note_run(store: Store, key: str, *, age: timedelta) -> None:
     """The record of a run that used a key and ended some time ago."""
     with OpenRun(store, "toy", {"step": key}):
         pass
-    records = (store.folder / "runs")
+    records = store.folder / "runs"
     for name in records.files():
         record = records.read_json(name)
         if record["steps"] == {"step": key}:
@@ -162,7 +162,7 @@ def test_nothing_goes_that_a_living_run_names_however_long_it_lives(store: Store
     begin(store, KEYS[1], age=OLD)
     with OpenRun(store, "toy", {"first": KEY}) as run:
         run.note("second", KEYS[1])
-        records = (store.folder / "runs")
+        records = store.folder / "runs"
         (name,) = records.files()
         records.write_json(name, records.read_json(name) | {"noted": (datetime.now(UTC) - OLD).isoformat()})
         assert found(store) == [] and found(store, days=0, work_days=0) == []

@@ -229,3 +229,13 @@ def test_nobody_takes_it_while_a_commit_is_under_way(folder):
         with pytest.raises(LeaseLost):
             lease.check()
     thread.join(timeout=10)
+
+
+def test_who_has_the_token_writes_for_the_holder_until_the_lease_is_lost(folder, data):
+    with lease_of(folder) as lease:
+        rank = LeasedFolder(data.path, lease=FileLease(folder, "key", token=lease.token))
+        rank.write("shard", b"1")
+        take_over(folder, lease)
+        with pytest.raises(LeaseLost):
+            rank.write("shard", b"2")
+    assert data.read("shard") == b"1"

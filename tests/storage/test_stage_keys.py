@@ -46,6 +46,8 @@ OTHER_RUNTIME: dict[str, Any] = {
     "prefect_api_url": "https://prefect.example.org/api",
     "device": "cuda:1",
     "workers": 7,
+    "ranks": 4,
+    "ranks_engine": "ray",
     "batch_rows": 3,
     "kmeans_engine": "faiss",
     "checkpoint_seconds": 0.0,

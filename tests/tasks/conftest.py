@@ -10,11 +10,16 @@ import pytest
 from pydantic import BaseModel
 
 from storage.artifact import Artifact
+from storage.encoders import Encoder
 from storage.store import Store
+from tasks.extract_features import extract_features
+from tasks.index_dataset import IndexDatasetConfig, index_dataset
 from tasks.recording import NoRecorder, Recorder
 from tasks.reporting import Silent
 from tasks.runtime import Runtime
 from tasks.stage import Context, Stage, StageResult, Work, run_stage, stage
+from tasks.train_pretext import train_pretext
+from tests.tasks.rank_bench import EXTRACT, TRAIN, Bench, draw_images
 
 
 class Rows(Artifact):
@@ -132,3 +137,25 @@ class Workshop:
 def shop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workshop:
     monkeypatch.setenv("GRAFT_HOME", str(tmp_path / "home"))
     return Workshop(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
+    images = tmp_path_factory.mktemp("toys")
+    draw_images(images)
+    return Bench(tmp_path_factory.mktemp("home"), images)
+
+
+@pytest.fixture(scope="module")
+def index(bench: Bench) -> Any:
+    return bench.run(index_dataset, IndexDatasetConfig(name="toys", format="image_folder"))
+
+
+@pytest.fixture(scope="module")
+def encoder(bench: Bench, index: Any) -> Any:
+    return bench.run(train_pretext, TRAIN.model_copy(update={"epochs": 0}), images=index)
+
+
+@pytest.fixture(scope="module")
+def features(bench: Bench, index: Any, encoder: Encoder) -> Any:
+    return bench.run(extract_features, EXTRACT, encoder=encoder, images=index)
