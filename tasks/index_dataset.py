@@ -30,6 +30,8 @@ log = logging.getLogger(__name__)
 # Images sent to a worker at a time: enough that sending costs little beside decoding.
 SENT_ROWS = 32
 REASONS_SHOWN = 3
+# Names are kept for each class up to the highest.
+MAX_CLASSES = 1_000_000
 TARGETS = "-targets"
 
 
@@ -69,7 +71,7 @@ def index_dataset(config: IndexDatasetConfig, work: Work) -> None:
     source = open_source(config.dataset, place=work.runtime.place(config.name))
     before = source.fingerprint(_stat_cache(work.runtime))
     total = len(source)
-    shards = [f"entries-{number:06d}" for number in range(-(-total // config.shard_rows))]
+    shards = [f"images-{number:06d}" for number in range(-(-total // config.shard_rows))]
     # Shards are made in order, so what is missing is the end.
     done = next((number for number, shard in enumerate(shards) if shard not in work.ledger), len(shards))
     entries = source.entries(start=done * config.shard_rows)
@@ -137,6 +139,12 @@ def _shows(entry: Entry) -> str:
 def _passing(entries: Iterable[tuple[int, Entry]], seen: list[tuple[int, Entry]]) -> Iterator[bytes]:
     """The images of these entries; what is kept of them in `seen` is all but the image."""
     for number, entry in entries:
+        highest = max([UNLABELLED if entry.label is None else entry.label, *(one.label for one in entry.targets)])
+        if highest >= MAX_CLASSES:
+            raise ValueError(
+                f"labels must be numbers of classes, below {MAX_CLASSES:,}; got {highest} at {entry.name}. Is it an "
+                "id? Name another column or field in the options of the dataset, or read it without labels"
+            )
         seen.append((number, entry._replace(data=b"")))
         yield entry.data
 

@@ -172,11 +172,14 @@ def _device(asked: str, *, local: int) -> str:
 
 def _end_with(parent: int) -> None:
     """End this process as soon as torchrun, or the process that started it, is gone."""
-    torchrun = psutil.Process(os.getppid())
-    starter = psutil.Process(parent)
-    while all(process.is_running() and process.status() != psutil.STATUS_ZOMBIE for process in (torchrun, starter)):
-        time.sleep(LOOK_SECONDS)
-    os._exit(1)
+    try:
+        torchrun = psutil.Process(os.getppid())
+        # A process whose parent is gone gets another one.
+        while os.getppid() == torchrun.pid and torchrun.ppid() == parent:
+            time.sleep(LOOK_SECONDS)
+    finally:
+        # Also when psutil finds torchrun gone.
+        os._exit(1)
 
 
 def _terminated(number: int, _frame: object) -> NoReturn:

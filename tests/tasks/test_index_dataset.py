@@ -263,3 +263,11 @@ def test_the_share_of_unreadable_images_is_that_of_the_fraction(index, photos):
     other = index(fraction={"start": 0.5}, max_unreadable=0.99).artifact
     assert part.quarantine().keys() | other.quarantine().keys() == bad.keys()
     assert part.num_quarantined + other.num_quarantined == 10 and part.num_quarantined not in (0, 10)
+
+
+@pytest.mark.parametrize("labels", [[3, 1_000_000], [0, 2**62], [[0], [1, 10**9]]])
+def test_ids_are_not_taken_for_class_numbers(index, tmp_path, labels):
+    images = [{"bytes": png(number), "path": ""} for number in range(2)]
+    pq.write_table(pa.table({"image": images, "label": labels}), tmp_path / "train.parquet")
+    with pytest.raises(ValueError, match=r"below 1,000,000; got \d+ at train.parquet#1. Is it an id\?"):
+        index(place=tmp_path / "train.parquet", format="parquet")
