@@ -7,12 +7,12 @@ from typing import Unpack
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
 from models.across_ranks import all_rows
 from models.backbones import Backbone
-from models.distortion import MultiCropConfig, Probability, Scale, multi_crop
+from models.distortion import Jitter, MultiCropConfig, Probability, Scale, multi_crop
 from models.heads import build_mlp, pooled, pooled_dim
 from models.momentum import follow, rising_momentum, slow_copy
 from models.pretext.base import MAIN, Batch, Card, Context, Output, PretextMethod
@@ -42,8 +42,8 @@ class DINO(PretextMethod):
 
         large_scale: Scale = (0.4, 1.0)
         small_scale: Scale = (0.05, 0.4)
-        num_small: int = Field(default=8, ge=0)
-        jitter: tuple[float, float, float, float] = (0.4, 0.4, 0.2, 0.1)
+        num_small: NonNegativeInt = 8
+        jitter: Jitter = (0.4, 0.4, 0.2, 0.1)
         blur_probability: tuple[Probability, Probability, Probability] = (1.0, 0.1, 0.5)
         solarize_probability: tuple[Probability, Probability, Probability] = (0.0, 0.2, 0.0)
         temperature: PositiveFloat = 0.1

@@ -16,8 +16,8 @@ def test_rows_sum_to_one_and_columns_come_near_to_even():
     even = codes.sum(0) / (512 / 300)
     plain = F.softmax(scores(512, 300) / 0.05, dim=1).sum(0) / (512 / 300)
     assert (even - 1).abs().max() < 0.01 < (plain - 1).abs().max()
-    exact = sinkhorn(scores(512, 300).double(), epsilon=0.05, iterations=200).sum(0) / (512 / 300)
-    torch.testing.assert_close(exact, torch.ones(300), atol=1e-4, rtol=0)
+    exact = sinkhorn(scores(64, 20), epsilon=0.05, iterations=100).sum(0) / (64 / 20)
+    torch.testing.assert_close(exact, torch.ones(20), atol=1e-4, rtol=0)
 
 
 def test_is_the_published_scaling_in_float64():

@@ -237,16 +237,16 @@ def test_saved_and_resumed_equals_never_stopped(cls):
 
 def test_views_depend_on_seed_epoch_row_and_view_alone(cls):
     method = build(cls)
-    expected = [method.views(IMAGES[row], draw(row)) for row in range(NUM_ROWS)]
+    expected = [method.views(IMAGES[row], draw(row)) for row in range(BATCH)]
     torch.manual_seed(9)
     np.random.seed(9)
     state = torch.get_rng_state()
-    for row in reversed(range(NUM_ROWS)):
+    for row in reversed(range(BATCH)):
         views = method.views(IMAGES[row], draw(row))
         assert all(torch.equal(views[name], expected[row][name]) for name in expected[row])
     assert torch.equal(torch.get_rng_state(), state)
     for key in ({"epoch": 1}, {"seed": 1}):
-        again = [method.views(IMAGES[row], draw(row, **key)) for row in range(NUM_ROWS)]
+        again = [method.views(IMAGES[row], draw(row, **key)) for row in range(BATCH)]
         assert any(not torch.equal(a[name], b[name]) for a, b in zip(again, expected, strict=True) for name in a)
 
 
