@@ -126,7 +126,7 @@ def test_a_collected_artifact_is_told_from_a_damaged_one(store: Store, caplog: p
     known = store.find_collected(Rows, KEY)
     assert known is not None and known.digest == digest
     with pytest.raises(DataCollected):
-        open_artifact(Rows, store.artifact_folder(KEY).path)
+        open_artifact(Rows, store.artifact_folder(KEY))
 
 
 @pytest.mark.parametrize(

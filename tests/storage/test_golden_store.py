@@ -75,7 +75,7 @@ def make_metrics(config: NoConfig, work: Work, *, encoder: Encoder) -> None:
 
 @stage(produces=Report, version=1)
 def make_report(config: NoConfig, work: Work, *, metrics: Metrics) -> None:
-    write_report_files(work.data, page="<h1>golden</h1>", tables={"scores": []})
+    write_report_files(work.data, page="<h1>golden</h1>", tables={"scores": []}, pictures={})
 
 
 def write_golden(place: Path, photos: Path) -> None:

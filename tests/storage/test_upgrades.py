@@ -64,7 +64,7 @@ def test_a_marker_of_a_newer_graft_is_refused_and_never_taken_for_damage(store: 
         with pytest.raises(NewerArtifact, match=message):
             look(Rows, KEY)
     with pytest.raises(NewerArtifact, match=message):
-        open_artifact(Rows, folder.path)
+        open_artifact(Rows, folder)
     with pytest.raises(NewerArtifact, match=message):
         store.marker(KEY)
 
