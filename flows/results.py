@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 
@@ -23,7 +24,7 @@ def scores(tables: dict[str, Any]) -> TextTable:
     rows = []
     for encoder in dict.fromkeys(row["encoder"] for row in tables["scores"]):
         own = {(row["task"], row["score"]): row for row in tables["scores"] if row["encoder"] == encoder}
-        rows.append([encoder, *(_score(own.get(name)) for name in names)])
+        rows.append([encoder, *(with_interval(own.get(name)) for name in names)])
     return TextTable(["encoder", *(f"{task}: {score}" for task, score in names)], rows)
 
 
@@ -37,5 +38,6 @@ def differences(tables: dict[str, Any]) -> TextTable:
     return TextTable(["task", "score", "against", "difference", "95 % interval", ""], rows)
 
 
-def _score(row: dict[str, Any] | None) -> str:
+def with_interval(row: Mapping[str, Any] | None) -> str:
+    """A score in % with its 95 % interval; nothing where there is none."""
     return "" if row is None else f"{100 * row['value']:.1f} ({100 * row['low']:.1f} to {100 * row['high']:.1f})"

@@ -18,6 +18,7 @@ from flows.knowledge_transfer import knowledge_transfer
 from flows.pipeline import RunRequest, open_pipeline
 from flows.plan import THERE, Planner
 from flows.recipe import Recipe, RecipeError, RecipeName
+from flows.results import with_interval
 from storage.artifact import artifact_key
 from storage.folder import canonical_json
 from storage.reports import Report
@@ -172,7 +173,7 @@ class SweepResult:
         rows = []
         for combination, scores in self.scores:
             for encoder in dict.fromkeys(score["encoder"] for score in scores):
-                own = {_name(score): _percent(score) for score in scores if score["encoder"] == encoder}
+                own = {_name(score): with_interval(score) for score in scores if score["encoder"] == encoder}
                 rows.append(combination.texts | {"encoder": encoder} | {name: own.get(name, "") for name in names})
             if not scores:
                 rows.append(combination.texts | {"encoder": "failed"} | dict.fromkeys(names, ""))
@@ -226,7 +227,3 @@ def _scores(combination: Combination, runtime: Runtime) -> list[dict[str, Any]]:
 
 def _name(score: Mapping[str, Any]) -> str:
     return f"{score['task']}: {score['score']}"
-
-
-def _percent(score: Mapping[str, Any]) -> str:
-    return f"{100 * score['value']:.1f} ({100 * score['low']:.1f} to {100 * score['high']:.1f})"

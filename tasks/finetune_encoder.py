@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from pydantic import Field, PositiveInt, field_validator
 
-from models.backbones import Architecture
 from models.collective import all_rows, mine, rank
 from models.pretext.base import load_transfer
 from models.transfer.pseudo_labels import PseudoLabels
@@ -22,16 +21,16 @@ from tasks.probe_features import require_same_classes
 from tasks.runtime import Runtime
 from tasks.scoring import accuracy_score
 from tasks.stage import Work, stage
-from tasks.training import TrainingConfig, build_method, fit, full_options
+from tasks.training import TrainingConfig, TrainingSettings, build_method, fit, full_options
 
 PROTOCOL = "finetune-classification/1"
 METHOD = "pseudo_labels"
 
 
-class FinetuneEncoderConfig(TrainingConfig, frozen=True, extra="forbid"):
+class FinetuneEncoderConfig(TrainingSettings, frozen=True, extra="forbid"):
     """Settings of the finetuning; the network is the encoder's own."""
 
-    architecture: None = Field(None, description="Always the encoder's.")  # type: ignore[assignment]
+    architecture: None = Field(None, description="Always the encoder's.")
     method: str = Field(METHOD, pattern=METHOD, description="A classifier; here of true labels.")
     size: PositiveInt = Field(224, description="Side of the central crop of a test image, in pixels.")
     resize: PositiveInt = Field(256, description="Shorter side of a test image before the crop, in pixels.")
@@ -58,20 +57,16 @@ def finetune_encoder(
     """Only the convolutional layers travel: the classifier is made anew (Noroozi et al. 2018)."""
     require_same_classes(train_images, test_images)
     description = encoder.description()
-    own = config.model_copy(
-        update={
-            "architecture": Architecture.model_validate(description["architecture"]),
-            # The encoder wants its pixels as it was trained on them.
-            "options": {**config.options, **description["normalisation"]},
-        }
-    )
+    # The encoder wants its pixels as it was trained on them.
+    own = {"architecture": description["architecture"], "options": {**config.options, **description["normalisation"]}}
+    training = TrainingConfig.model_validate(config.model_dump(include=set(TrainingSettings.model_fields)) | own)
     method = build_method(
-        load_transfer(METHOD), own, num_rows=train_images.num_rows, num_labels=len(train_images.classes or ())
+        load_transfer(METHOD), training, num_rows=train_images.num_rows, num_labels=len(train_images.classes or ())
     )
     assert isinstance(method, PseudoLabels)
     method.backbone.load_state_dict(encoder.backbone_weights(), strict=True)
-    fit(own, work, method=method, images=train_images, labels=train_images.labels())
-    correct_N = _predict(own, work, method=method, images=test_images) == test_images.labels()
+    fit(training, work, method=method, images=train_images, labels=train_images.labels())
+    correct_N = _predict(config, work, method=method, images=test_images) == test_images.labels()
     score = accuracy_score(correct_N)
     work.log({"finetuned": score["value"]}, step=config.epochs)
     values = {

@@ -31,10 +31,9 @@ log = logging.getLogger(__name__)
 LOGGED_STEPS = 500
 
 
-class TrainingConfig(BaseModel, frozen=True, extra="forbid"):
-    """Settings of a training; what a method adds to them is in `options`."""
+class TrainingSettings(BaseModel, frozen=True, extra="forbid"):
+    """Settings of a training of any network; what a method adds to them is in `options`."""
 
-    architecture: Architecture = Field(description="The network that is trained.")
     method: str = Field(description="Name of the file in models/pretext or models/transfer.")
     options: dict[str, Any] = Field(
         default_factory=dict, validate_default=True, description="The method's own settings."
@@ -46,6 +45,12 @@ class TrainingConfig(BaseModel, frozen=True, extra="forbid"):
     precision: Precision = Field("float32", description="Of the forward pass.")
     clip_norm: PositiveFloat | None = Field(None, description="Largest norm of the gradient; none does not clip.")
     seed: int = Field(0, description="Of the weights, the order and the views.")
+
+
+class TrainingConfig(TrainingSettings, frozen=True, extra="forbid"):
+    """Settings of the training of a network that is made anew."""
+
+    architecture: Architecture = Field(description="The network that is trained.")
 
 
 def full_options(kind: type[PretextMethod], options: dict[str, Any]) -> dict[str, Any]:
