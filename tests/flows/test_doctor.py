@@ -23,7 +23,7 @@ from flows.doctor.machine import disk, gpu, packages
 from flows.doctor.servers import mlflow
 from flows.pipeline import tracking
 from storage.folder import Folder
-from storage.lease import Lease
+from storage.lease import FileLease
 from storage.outbox import Outbox, RunRecord
 from tasks.runtime import Runtime
 
@@ -94,8 +94,8 @@ HOLD_AND_DIE = """
 import os, signal, sys
 from pathlib import Path
 from storage.folder import Folder
-from storage.lease import Lease
-Lease(Folder(Path(sys.argv[1])), sys.argv[2]).__enter__()
+from storage.lease import FileLease
+FileLease(Folder(Path(sys.argv[1])), sys.argv[2]).__enter__()
 os.kill(os.getpid(), signal.SIGKILL)
 """
 
@@ -110,7 +110,7 @@ def test_what_a_killed_process_left_is_told_from_what_goes_on(runtime: Runtime) 
         )
     Outbox(Folder(runtime.home / "pipelines" / "stale")).open(RunRecord(uid="stale", name="recipe", **record))
     subprocess.run([sys.executable, "-c", HOLD_AND_DIE, str(place), "dead"], check=False)
-    with Lease(Folder(place), "living"):
+    with FileLease(Folder(place), "living"):
         found = one(leases(runtime))
         assert (found.state, "1 of processes that are gone: dead" in found.found) == ("look", True)
         found = one(begun(runtime))
