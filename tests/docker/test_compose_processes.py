@@ -17,7 +17,7 @@ import pytest
 
 from tests.docker.composition import KEYS, SECRETS
 from tests.docker.processes import Stack
-from tests.end_to_end.command import eventually
+from tests.end_to_end.command import ROAD, SCRIPT, eventually, only
 
 
 class Answer(NamedTuple):
@@ -192,15 +192,43 @@ def test_a_crash_is_seen_by_the_automation_and_recovered_from(
 
 
 def test_what_mlflow_keeps_lies_in_the_object_store(stack: Stack, flow_run: dict[str, Any]) -> None:
+    assert object_store(stack).list_objects_v2(Bucket="mlflow")["KeyCount"] > 0
+
+
+def test_a_machine_of_its_own_runs_with_its_store_in_a_bucket(
+    stack: Stack, prefect: str, flow_run: dict[str, Any], tmp_path: Path
+) -> None:
+    """Beside the worker: the same servers with Postgres below them, and nothing of the worker's disk."""
+    object_store(stack).create_bucket(Bucket="graft")
+    keys = {name: value for name, value in stack.environment("mlflow").items() if name.startswith("AWS_")}
+    own = {"GRAFT_HOME": str(tmp_path), "GRAFT_STORE": "s3://graft/store"}
+    done = subprocess.run(
+        # Another seed: what MLflow knows of the worker's run is not what this one needs.
+        [SCRIPT, "run", "smoke", *only(ROAD), "--set", "seed=5"],
+        env=stack.environment("worker") | keys | own,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    kept = object_store(stack).list_objects_v2(Bucket="graft", Prefix="store/artifacts/")["Contents"]
+    assert sum(one["Key"].endswith("/marker.json") for one in kept) >= 5
+    assert not (tmp_path / "store").exists()
+    user = stack.values["PREFECT_AUTH_STRING"]
+    newest = ask(f"{prefect}/flow_runs/filter", user=user, sort="START_TIME_DESC", limit=1).json()
+    assert [(run["name"], run["state_type"]) for run in newest] == [("smoke", "COMPLETED")]
+
+
+def object_store(stack: Stack) -> Any:
+    """A client of the store that MLflow's files are in."""
     variables = stack.environment("mlflow")
-    store = boto3.client(
+    return boto3.client(
         "s3",
         endpoint_url=variables["AWS_ENDPOINT_URL"],
         region_name=variables["AWS_DEFAULT_REGION"],
         aws_access_key_id=variables["AWS_ACCESS_KEY_ID"],
         aws_secret_access_key=variables["AWS_SECRET_ACCESS_KEY"],
     )
-    assert store.list_objects_v2(Bucket="mlflow")["KeyCount"] > 0
 
 
 def test_the_servers_have_nothing_to_complain_about(stack: Stack, flow_run: dict[str, Any]) -> None:

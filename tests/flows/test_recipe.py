@@ -117,7 +117,7 @@ def test_one_seed_is_the_seed_of_all_steps_that_set_none(write: Any) -> None:
     ("key", "known"),
     [
         ("studnet_data", "name, seed, pretext_data, cluster_data, student_data, "),
-        ("train_student.epoch", "architecture, method, options, epochs, "),
+        ("train_student.epoch", "method, options, epochs, "),
         ("train_student.architecture.size", "name, stem, width"),
         ("extract_cluster.pooling.size", "kind, grid"),
         ("evaluations.things.probes", "train_data, test_data, extract, probe, finetune"),
