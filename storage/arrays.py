@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import io
 from collections.abc import AsyncIterator, Mapping
 from typing import Any
@@ -53,12 +52,12 @@ class _FolderStore(Store):
 
     async def set(self, key: str, value: Buffer) -> None:
         self._check_writable()
-        # Not in this thread: while one shard goes out, the codecs are at the next.
-        self.written[key] = await asyncio.to_thread(self.folder.write, key, value.to_bytes())
+        # In this thread: each of a pool's threads would keep freed memory of its own, and shards are large.
+        self.written[key] = self.folder.write(key, value.to_bytes())
 
     async def get(self, key: str, prototype: Any = None, byte_range: ByteRequest | None = None) -> Buffer | None:
         try:
-            data = await asyncio.to_thread(self._read, key, byte_range)
+            data = self._read(key, byte_range)
         except FileNotFoundError:
             return None
         return (prototype or default_buffer_prototype()).buffer.from_bytes(data)
@@ -67,7 +66,7 @@ class _FolderStore(Store):
         return [await self.get(key, prototype, byte_range) for key, byte_range in key_ranges]
 
     async def exists(self, key: str) -> bool:
-        return await asyncio.to_thread(self.folder.exists, key)
+        return self.folder.exists(key)
 
     async def delete(self, key: str) -> None:
         raise NotImplementedError("what is kept is replaced or dropped whole")
